@@ -1,0 +1,140 @@
+"""The command line. The only module that knows the CLI library; it computes nothing itself.
+
+Flags are the fields of the config dataclasses. Errors are one sentence on stderr with exit code 2; Ctrl-C
+leaves a run that the same command resumes, with exit code 130.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from assay.config import Experiment, load
+from assay.errors import AssayError
+from assay.recipes import RECIPES, get_recipe
+
+
+def quickstart(seed: int = 0, out: Path | None = None) -> None:
+    """See teacher hacking appear, and not appear: oracle → teacher → student on embedded text, three arms.
+
+    Args:
+        seed: Of everything that is drawn.
+        out: Run folder; runs/quickstart-seed0 and so on by default. The same command resumes or answers at once.
+    """
+    _run(dataclasses.replace(get_recipe("quickstart"), seed=seed), out)
+
+
+def run(recipe: Positional[str], overrides: Annotated[tuple[str, ...], Positional, arg(metavar="[--FLAGS]")] = ()) -> None:
+    """Run a recipe or a config file (YAML or JSON), with any field overridden: `assay run RECIPE --help` lists them.
+
+    Args:
+        recipe: A name from `assay recipes`, or the path of a config file.
+        overrides: Such as --seed 3 --distillation.num-prompts 600 --out FOLDER.
+    """
+    is_file = recipe.endswith((".yaml", ".yml", ".json")) or "/" in recipe
+    default = load(Path(recipe)) if is_file else get_recipe(recipe)
+
+    @dataclasses.dataclass(frozen=True)
+    class Run:
+        experiment: Annotated[Experiment, arg(name="")] = default
+        out: Path | None = None
+        """Run folder; runs/RECIPE-seedN by default."""
+
+    parsed = tyro.cli(Run, prog=f"assay run {recipe}", args=list(overrides))
+    _run(parsed.experiment, parsed.out)
+
+
+def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> None:
+    """Write report.html, figures and tables from one or many run folders.
+
+    Args:
+        runs: Run folders.
+        out: Where the report goes.
+    """
+    from assay.report.html import write_report
+
+    print(write_report(runs, out))
+
+
+def recipes() -> None:
+    """List the recipes."""
+    for name, recipe in RECIPES.items():
+        print(f"{name:20} {(recipe.__doc__ or '').splitlines()[0]}")
+
+
+def bases(
+    action: Positional[Literal["list", "build"]] = "list",
+    names: tuple[str, ...] = (),
+    work: Path = Path("runs/bases"),
+) -> None:
+    """List the embedded bases, or build those that are missing from the *base* split (resumable).
+
+    Args:
+        action: "build" trains the bases that are missing (quarter of an hour for all on one core).
+        names: Which ones; all by default.
+        work: Where checkpoints of unfinished bases are kept.
+    """
+    from assay.models.bases import BASES, base_path
+    from assay.runs import read_json
+
+    chosen = names or tuple(BASES)
+    if action == "build":
+        from assay.pretraining import build_bases
+
+        build_bases(chosen, work, print)
+    for name in chosen:
+        card = base_path(name) / "card.json"
+        print(f"{name:20} " + (_card_line(read_json(card)) if card.exists() else "not built: assay bases build"))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``assay`` command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
+            run(given[1], tuple(given[2:]))  # the flags depend on the recipe
+        else:
+            commands = {f.__name__: f for f in (quickstart, run, report, recipes, bases)}
+            tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
+    except AssayError as error:
+        sys.exit(_fail(f"assay: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("assay: stopped; the same command goes on where it was", 130))
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+_DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
+
+
+def _run(experiment: Experiment, out: Path | None) -> None:
+    from assay.experiment import run_experiment
+    from assay.progress import live_progress, print_verdicts
+
+    folder = out or Path("runs") / f"{experiment.recipe}-seed{experiment.seed}"
+    with live_progress(experiment) as listener:
+        page = run_experiment(experiment, folder, listener)
+    print_verdicts(folder)
+    print(page.resolve())
+
+
+def _card_line(card: dict[str, object]) -> str:
+    return (
+        f"{card['num_parameters']:>9,} parameters, {card['num_steps']} steps on {card['num_prompts']:,} pairs, "
+        f"{card['final_loss_nats_per_token']} nats/token, {card['seconds_on_one_core']} s to build, {card['digest']}"
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tasks and their splits, data sources, and responses on disk."""

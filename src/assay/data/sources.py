@@ -1,0 +1,282 @@
+"""Where training responses come from: a writer, and how often it writes anew.
+
+Offline is the teacher, never; online teacher is the teacher, every pass; online student is the student, every
+step. A mixture is a weighted list of sources.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.config import SourceConfig
+from assay.errors import AssayError
+from assay.models.cached import CachedLogProbs
+from assay.models.language_model import LanguageModel
+from assay.models.sampling import response_seed
+from assay.types import Batch, Dense, Prompt, Response, Sample, Writer
+
+
+@dataclass
+class Counters:
+    """What the sources of an arm have spent so far. ``teacher_tokens`` counts what the teacher wrote or scored."""
+
+    generated_tokens: int = 0
+    teacher_tokens: int = 0
+    sample_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+
+    def as_list(self) -> list[float]:
+        """The four numbers in their order."""
+        return [self.generated_tokens, self.teacher_tokens, self.sample_seconds, self.teacher_seconds]
+
+    def take(self, numbers: Sequence[float]) -> None:
+        """Set the four numbers from ``as_list``."""
+        self.generated_tokens, self.teacher_tokens = int(numbers[0]), int(numbers[1])
+        self.sample_seconds, self.teacher_seconds = numbers[2], numbers[3]
+
+
+@dataclass
+class _Stored:
+    """The response in use for one pair (prompt, completion index), and the teacher's cached word on it."""
+
+    response: Response
+    num_draws: int = 0  # of the pair, ever
+    num_uses: int = 0  # of this response
+    scored: bool = False  # by the teacher, hence counted; ``kept`` itself is not in a checkpoint
+    kept: Tensor | None = None
+
+
+class ResponseSource:
+    """One writer's responses to a fixed list of prompts, in a fresh random order every pass.
+
+    A pair is a prompt and a completion index; an epoch is one pass over all pairs. ``signal`` False leaves
+    the teacher's log-probabilities out (hard labels).
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        prompts: Sequence[Prompt],
+        models: Mapping[Writer, LanguageModel],
+        *,
+        max_response_tokens: int,
+        completions_per_prompt: int = 1,
+        sampling_temperature: float = 1.0,
+        seed: int = 0,
+        signal: bool = True,
+        counters: Counters | None = None,
+    ) -> None:
+        if config.writer == "dataset" and completions_per_prompt > 1:
+            raise AssayError("a data set has one reference per prompt: completions_per_prompt must be 1")
+        if config.writer == "dataset" and not all(prompt.reference_ids for prompt in prompts):
+            raise AssayError("writer 'dataset' needs a reference for every prompt")
+        self.config = config
+        self.prompts = prompts
+        self.num_pairs = len(prompts) * completions_per_prompt
+        self.counters = counters or Counters()
+        self._models = models
+        self._cache = CachedLogProbs(models["teacher"]) if signal else None
+        self._eos_token_id = next(iter(models.values())).eos_token_id
+        self._max_response_tokens = max_response_tokens
+        self._sampling_temperature = sampling_temperature
+        self._seed = seed
+        self._stored: dict[int, _Stored] = {}
+        self._order: tuple[int, np.ndarray] | None = None
+        self.rows_drawn = 0
+
+    def draw(self, num_rows: int, step: int, student: LanguageModel) -> Batch:
+        """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal."""
+        pairs = [self._pair_at(row) for row in range(self.rows_drawn, self.rows_drawn + num_rows)]
+        # a batch larger than a pass meets a pair twice: it is then written anew at most once
+        due = [pair for pair in dict.fromkeys(pairs) if self._is_due(pair, step)]
+        if due:
+            self._write(due, step, student)
+        for pair in pairs:
+            self._stored[pair].num_draws += 1
+            self._stored[pair].num_uses += 1
+        self.rows_drawn += num_rows
+        return self._batch(pairs)
+
+    def stored_pairs(self, num_pairs: int) -> tuple[list[Prompt], list[Response]]:
+        """The first ``num_pairs`` pairs with their present responses, written now where there is none yet.
+
+        For frozen writers only: what an offline source is going to train on.
+        """
+        pairs = range(min(num_pairs, self.num_pairs))
+        missing = [pair for pair in pairs if pair not in self._stored]
+        if missing:
+            self._write(missing, 0, None)
+        return [self._prompt_of(pair) for pair in pairs], [self._stored[pair].response for pair in pairs]
+
+    def preload(self, responses: Sequence[Response]) -> None:
+        """Take these responses (in the order of the pairs) instead of writing them."""
+        if len(responses) != self.num_pairs:
+            raise AssayError(f"{len(responses)} stored responses for {self.num_pairs} pairs: they must match")
+        for pair, response in enumerate(responses):
+            if response.prompt_id != self._prompt_of(pair).id:
+                raise AssayError(f"stored response {pair} belongs to prompt {response.prompt_id!r}, not to its pair")
+            self._stored[pair] = _Stored(response)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed run needs to go on with the same responses in the same order."""
+        stored = sorted(self._stored.items())
+        numbers = [
+            (pair, s.num_draws, s.num_uses, s.scored, s.response.writer_step, len(s.response.token_ids))
+            for pair, s in stored
+        ]
+        return {
+            "rows_drawn": torch.tensor([self.rows_drawn]),
+            "counters": torch.tensor(self.counters.as_list(), dtype=torch.float64),
+            "stored": torch.tensor(numbers, dtype=torch.long).reshape(-1, 6),
+            "seeds": torch.from_numpy(np.array([s.response.seed for _, s in stored], np.uint64).view(np.int64)),
+            "token_ids": torch.tensor([t for _, s in stored for t in s.response.token_ids], dtype=torch.long),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state made by ``state``; the teacher's cached word is computed again when first needed."""
+        self.rows_drawn = int(state["rows_drawn"])
+        self.counters.take(state["counters"].tolist())
+        self._stored = {}
+        seeds = state["seeds"].numpy().view(np.uint64).tolist()
+        lengths = state["stored"][:, 5].tolist()
+        token_ids = state["token_ids"].split(lengths) if lengths else []
+        for row, seed, tokens in zip(state["stored"].tolist(), seeds, token_ids, strict=True):
+            pair, num_draws, num_uses, scored, writer_step, _ = row
+            response = self._response(pair, tuple(tokens.tolist()), seed, writer_step)
+            self._stored[pair] = _Stored(response, num_draws, num_uses, bool(scored))
+
+    def _pair_at(self, row: int) -> int:
+        epoch, position = divmod(row, self.num_pairs)
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng([self._seed, epoch]).permutation(self.num_pairs)
+            self._order = (epoch, order)
+        return int(self._order[1][position])
+
+    def _prompt_of(self, pair: int) -> Prompt:
+        return self.prompts[pair % len(self.prompts)]
+
+    def _is_due(self, pair: int, step: int) -> bool:
+        stored = self._stored.get(pair)
+        if stored is None:
+            return True
+        if self.config.refresh_every is None:
+            return False
+        if self.config.refresh_unit == "epochs":
+            return stored.num_uses >= self.config.refresh_every
+        return step - stored.response.writer_step >= self.config.refresh_every
+
+    def _write(self, pairs: Sequence[int], step: int, student: LanguageModel | None) -> None:
+        started = time.perf_counter()
+        prompts = [self._prompt_of(pair) for pair in pairs]
+        draws = [self._stored[pair].num_draws if pair in self._stored else 0 for pair in pairs]
+        writer = self.config.writer
+        seeds = [
+            response_seed("train", self._seed, prompt.id, pair // len(self.prompts), draw)
+            for pair, prompt, draw in zip(pairs, prompts, draws, strict=True)
+        ]
+        if writer == "dataset":
+            texts = [prompt.reference_ids for prompt in prompts]
+        else:
+            model = student if writer == "student" else self._models[writer]
+            assert model is not None
+            texts = model.sample(
+                [prompt.token_ids for prompt in prompts],
+                seeds,
+                self._max_response_tokens,
+                self._sampling_temperature,
+            )
+            num_tokens = sum(map(len, texts))
+            self.counters.generated_tokens += num_tokens
+            self.counters.teacher_tokens += num_tokens if writer == "teacher" else 0
+        for pair, text, seed, num_draws in zip(pairs, texts, seeds, draws, strict=True):
+            self._stored[pair] = _Stored(self._response(pair, text, seed, step), num_draws)
+        self.counters.sample_seconds += time.perf_counter() - started
+
+    def _response(self, pair: int, token_ids: tuple[int, ...], seed: int, writer_step: int) -> Response:
+        return Response(
+            prompt_id=self._prompt_of(pair).id,
+            token_ids=token_ids,
+            writer=self.config.writer,
+            truncated=token_ids[-1] != self._eos_token_id,
+            seed=seed,
+            sampling_temperature=self._sampling_temperature,
+            writer_step=writer_step,
+        )
+
+    def _batch(self, pairs: Sequence[int]) -> Batch:
+        batch = Batch(
+            [self._prompt_of(pair).token_ids for pair in pairs],
+            [self._stored[pair].response.token_ids for pair in pairs],
+        )
+        if self._cache is None:
+            return batch
+        started = time.perf_counter()
+        unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
+        if unscored:
+            fresh = Batch(
+                [self._prompt_of(pair).token_ids for pair in unscored],
+                [self._stored[pair].response.token_ids for pair in unscored],
+            )
+            for pair, kept in zip(unscored, self._cache.compute(fresh), strict=True):
+                stored = self._stored[pair]
+                self.counters.teacher_tokens += 0 if stored.scored else len(stored.response.token_ids)
+                stored.kept, stored.scored = kept, True
+        log_p_NV = self._cache.expand([self._stored[pair].kept for pair in pairs])  # type: ignore[misc]
+        self.counters.teacher_seconds += time.perf_counter() - started
+        return Batch(batch.prompt_ids, batch.response_ids, Dense(log_p_NV))
+
+
+class Mixture:
+    """Sources drawn in proportion to their weights, exactly: after n rows no source is a full row off its share."""
+
+    def __init__(self, sources: Sequence[ResponseSource], batch_size: int) -> None:
+        total = sum(source.config.weight for source in sources)
+        self.sources = sources
+        self.batch_size = batch_size
+        self._shares = [source.config.weight / total for source in sources]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of one pass (all sources hold the same prompts)."""
+        return self.sources[0].num_pairs
+
+    def batch(self, step: int, student: LanguageModel) -> Batch:
+        """The batch of optimiser step ``step``: a function of the state, the step and the student's weights."""
+        rows = self._rows_per_source()
+        parts = [
+            source.draw(num_rows, step, student)
+            for source, num_rows in zip(self.sources, rows, strict=True)
+            if num_rows
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        signals = [part.signal.log_p_NV for part in parts if isinstance(part.signal, Dense)]
+        return Batch(
+            [ids for part in parts for ids in part.prompt_ids],
+            [ids for part in parts for ids in part.response_ids],
+            Dense(torch.cat(signals)) if signals else Sample(),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The states of all sources, prefixed with their position."""
+        return {f"{i}.{key}": value for i, source in enumerate(self.sources) for key, value in source.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state made by ``state``."""
+        for i, source in enumerate(self.sources):
+            source.load_state({k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{i}.")})
+
+    def _rows_per_source(self) -> list[int]:
+        drawn = [source.rows_drawn for source in self.sources]
+        before = list(drawn)
+        for _ in range(self.batch_size):
+            total = sum(drawn) + 1
+            deficits = [share * total - count for share, count in zip(self._shares, drawn, strict=True)]
+            drawn[deficits.index(max(deficits))] += 1
+        return [after - count for after, count in zip(drawn, before, strict=True)]

@@ -1,0 +1,239 @@
+"""The probe: held-out prompts, frozen responses and frozen log-probabilities → golden, proxy and company.
+
+Everything that does not depend on the student is computed once. An evaluation costs student forwards (and a
+few free-running samples) only, and gives the same numbers at fixed weights whatever the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.config import ProbeConfig
+from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.models.cached import CachedLogProbs, by_length
+from assay.models.language_model import LanguageModel
+from assay.models.sampling import response_seed
+from assay.statistics import mean_estimate
+from assay.types import Batch, Prompt, Response, Writer
+
+
+def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
+    """0, then ``num_evaluations - 1`` geometrically spaced steps from 1 to ``num_steps``, without repeats.
+
+    Early steps of a geometric ladder coincide once rounded; the ladder is refined until the number is right
+    or every step is taken.
+    """
+    for rungs in range(num_evaluations - 1, 100 * num_evaluations):
+        steps = np.unique(np.round(np.geomspace(1, num_steps, rungs)).astype(int)).tolist()
+        if len(steps) >= min(num_evaluations - 1, num_steps):
+            return [0, *steps]
+    return [0, *range(1, num_steps + 1)]
+
+
+def write_responses(
+    model: LanguageModel,
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    max_response_tokens: int,
+    *,
+    purpose: str,
+    seed: int,
+    sampling_temperature: float = 1.0,
+    writer_step: int = 0,
+    batch_size: int = 256,
+) -> list[Response]:
+    """One response per prompt, drawn with seeds that depend on (purpose, seed, prompt) alone."""
+    responses: list[Response] = []
+    for start in range(0, len(prompts), batch_size):
+        part = prompts[start : start + batch_size]
+        seeds = [response_seed(purpose, seed, prompt.id) for prompt in part]
+        texts = model.sample([p.token_ids for p in part], seeds, max_response_tokens, sampling_temperature)
+        responses += [
+            Response(
+                prompt_id=prompt.id,
+                token_ids=text,
+                writer=writer,
+                truncated=text[-1] != model.eos_token_id,
+                seed=response_seed,
+                sampling_temperature=sampling_temperature,
+                writer_step=writer_step,
+            )
+            for prompt, text, response_seed in zip(part, texts, seeds, strict=True)
+        ]
+    return responses
+
+
+@dataclass(frozen=True)
+class PerPrompt:
+    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over."""
+
+    metric: str
+    prompt_ids: list[str]
+    value_nats: np.ndarray
+    num_tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found: per-prompt values, their means (keys as in metrics.jsonl), sampled responses."""
+
+    per_prompt: list[PerPrompt]
+    means: dict[str, float | None]
+    samples: list[Response]
+
+
+@dataclass
+class FrozenSet:
+    """Fixed sequences with what a frozen walker says about them, scored against any student."""
+
+    metric: str
+    prompts: Sequence[Prompt]
+    responses: Sequence[Response]
+    walker: LanguageModel | None
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
+        if self.walker is not None:
+            self._cache = CachedLogProbs(self.walker)
+            self.kept = self._cache.compute(self.batch)
+
+    @torch.no_grad()
+    def against(self, student: LanguageModel) -> tuple[PerPrompt, float]:
+        """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
+
+        Also the student's mean entropy (nats per token) on these prefixes.
+        """
+        values = np.zeros(len(self.batch))
+        entropy, num_tokens = 0.0, self.batch.num_tokens
+        for rows, part in by_length(self.batch):
+            log_q_NV = student.log_probs(part)
+            if self.walker is None:
+                token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
+                value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
+            else:
+                log_p_NV = self._cache.expand([self.kept[row] for row in rows])
+                value_B = rao_blackwell(log_p_NV, log_q_NV, part.lengths)
+                if self.metric == "proxy":
+                    entropy -= float((log_q_NV.exp() * log_q_NV).sum())
+            values[rows] = value_B.double().cpu().numpy()
+        ids = [prompt.id for prompt in self.prompts]
+        per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
+        return per_prompt, entropy / num_tokens
+
+
+class Probe:
+    """Golden, proxy, train proxy and the monitors of one run, on frozen held-out prompts.
+
+    ``golden`` is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student) along teacher
+    responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to distillation
+    prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
+    ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
+    responses of the student as it was before distillation.
+    """
+
+    def __init__(self, sets: Sequence[FrozenSet], config: ProbeConfig, *, max_response_tokens: int, seed: int) -> None:
+        self.sets = sets
+        self.config = config
+        self.seconds = 0.0
+        self._max_response_tokens = max_response_tokens
+        self._seed = seed
+        proxy = next(s for s in sets if s.metric == "proxy")
+        assert proxy.walker is not None
+        self._teacher_entropy = proxy.against(proxy.walker)[1]
+        self._free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_free_running]
+
+    def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
+        """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
+        started = time.perf_counter()
+        per_prompt: list[PerPrompt] = []
+        means: dict[str, float | None] = {}
+        for frozen in self.sets:
+            values, entropy = frozen.against(student)
+            per_prompt.append(values)
+            means |= mean_columns(values)
+            if frozen.metric == "proxy":
+                means["student_entropy_nats_per_token"] = entropy
+                means["teacher_entropy_nats_per_token"] = self._teacher_entropy
+        samples = write_responses(
+            student,
+            "student",
+            self._free_prompts,
+            self._max_response_tokens,
+            purpose="free_running",
+            seed=self._seed,
+            writer_step=step,
+        )
+        means |= degeneration(samples)
+        self.seconds += time.perf_counter() - started
+        return Evaluation(per_prompt, means, samples[: self.config.num_shown])
+
+
+def mean_columns(values: PerPrompt) -> dict[str, float | None]:
+    """``<metric>_nats`` and ``_stderr`` per sequence, and ``<metric>_nats_per_token`` (a ratio of sums)."""
+    estimate = mean_estimate(values.value_nats)
+    per_token = float(values.value_nats.sum() / values.num_tokens.sum())
+    return {
+        f"{values.metric}_nats": estimate.value,
+        f"{values.metric}_stderr": estimate.stderr,
+        f"{values.metric}_nats_per_token": per_token,
+    }
+
+
+def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
+    """Length, truncation, repetition and diversity of free-running responses.
+
+    ``repetition_fraction``: share of a response's 3-grams that occurred in it before, averaged over responses.
+    ``distinct_2``: different 2-grams over all 2-grams of the sample [Li et al. 2016].
+    """
+    repeated = [1 - len(set(grams)) / len(grams) for grams in (_ngrams(r.token_ids, 3) for r in responses) if grams]
+    pairs = [pair for r in responses for pair in _ngrams(r.token_ids, 2)]
+    return {
+        "response_tokens_mean": math.fsum(len(r.token_ids) for r in responses) / len(responses),
+        "truncated_fraction": sum(r.truncated for r in responses) / len(responses),
+        "repetition_fraction": sum(repeated) / len(repeated) if repeated else 0.0,
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 0.0,
+    }
+
+
+def build_probe(
+    models: Mapping[Writer, LanguageModel],
+    held_out: Sequence[Prompt],
+    responses: Mapping[Writer, Sequence[Response]],
+    train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
+    config: ProbeConfig,
+    *,
+    max_response_tokens: int,
+    seed: int,
+) -> Probe:
+    """The probe of one arm. ``models`` holds oracle, teacher and, as "student", the student's frozen start.
+
+    ``responses`` are the held-out responses of the three writers; ``train_pairs`` the distillation prompts with
+    the teacher responses that the train proxy walks on.
+    """
+    shown = config.num_free_running
+    sets = [
+        FrozenSet("golden", held_out, responses["oracle"], models["oracle"]),
+        FrozenSet("proxy", held_out, responses["teacher"], models["teacher"]),
+        FrozenSet("train_proxy", *train_pairs, models["teacher"]),
+        FrozenSet("kl_from_start", held_out[:shown], responses["student"][:shown], models["student"]),
+    ]
+    with_reference = [prompt for prompt in held_out if prompt.reference_ids]
+    if with_reference:
+        eos = models["oracle"].eos_token_id
+        references = [
+            Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
+        ]
+        sets.append(FrozenSet("reference_nll", with_reference, references, None))
+    return Probe(sets, config, max_response_tokens=max_response_tokens, seed=seed)
+
+
+def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(token_ids[i : i + n]) for i in range(len(token_ids) - n + 1)]

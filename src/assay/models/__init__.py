@@ -1,0 +1,1 @@
+"""Models behind one protocol: transformers checkpoints, embedded bases, exact worlds."""

@@ -1,0 +1,107 @@
+"""A run explains itself: what was run, by which code, on what machine."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from assay import runs
+from assay.config import Experiment, config_hash, to_dict
+from assay.errors import AssayError
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
+
+
+def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
+    """The manifest of the run in ``folder``, begun if there is none.
+
+    Raises AssayError when the folder holds a run of another config, an unfinished run of another version of
+    assay, or files that are no run at all.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        if any(child.name != runs.LOCK for child in folder.iterdir()):
+            raise AssayError(f"{str(folder)!r} is not empty and holds no run: choose another folder with --out")
+        manifest = _new_manifest(experiment)
+        runs.write_json(path, manifest)
+        return manifest
+    manifest = runs.read_json(path)
+    if manifest.get("config_hash") != config_hash(experiment):
+        raise AssayError(
+            f"{str(folder)!r} holds a run of another config ({', '.join(_differences(manifest, experiment))}): "
+            "choose another folder with --out"
+        )
+    if manifest["status"] != "finished" and manifest["assay_version"] != metadata.version("assay"):
+        raise AssayError(
+            f"{str(folder)!r} holds an unfinished run of assay {manifest['assay_version']}: finish it with that "
+            "version, or choose another folder with --out"
+        )
+    return manifest
+
+
+def _new_manifest(experiment: Experiment) -> dict[str, Any]:
+    commit, dirty = _git_state()
+    return {
+        "schema": "assay.manifest/1",
+        "recipe": experiment.recipe,
+        "config": to_dict(experiment),
+        "config_hash": config_hash(experiment),
+        "seed": experiment.seed,
+        "assay_version": metadata.version("assay"),
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "commit": commit,
+        "dirty": dirty,
+        "digests": {},
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        },
+        "started_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "wall_seconds": 0.0,
+        "stage_seconds": {},
+        "status": "running",
+    }
+
+
+def _differences(manifest: dict[str, Any], experiment: Experiment) -> list[str]:
+    theirs, ours = _flat(manifest.get("config", {})), _flat(to_dict(experiment))
+    missing = object()
+    differing = [key for key in sorted(theirs | ours) if theirs.get(key, missing) != ours.get(key, missing)]
+    return [f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:3]] or ["unreadable"]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
+    return {prefix: value}
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit and dirty flag of the source tree that assay runs from; None for an installed wheel."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here)]
+    try:
+        tracked = subprocess.run([*command, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10)
+        if tracked.returncode != 0:
+            return None, None
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        status = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, None
+    return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"

@@ -1,0 +1,25 @@
+"""Whole experiments as functions: each returns the config of one experiment, its dials chosen and frozen.
+
+Add one here and it appears in ``assay recipes`` and ``assay run``. The first line of the docstring is its
+description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from assay.config import Experiment
+from assay.errors import unknown_name
+from assay.recipes.controls import oracle_as_teacher, random_student
+from assay.recipes.quickstart import quickstart
+
+RECIPES: dict[str, Callable[[], Experiment]] = {
+    recipe.__name__: recipe for recipe in (quickstart, oracle_as_teacher, random_student)
+}
+
+
+def get_recipe(name: str) -> Experiment:
+    """The experiment of that name; AssayError with the nearest name when there is none."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    return RECIPES[name]()

@@ -1,0 +1,351 @@
+"""Files of one or many runs -> one page that opens anywhere: no script, no network, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pyarrow.compute as pc
+from markupsafe import Markup
+
+from assay.errors import AssayError
+from assay.report.figures import FIGURES, PALETTE, draw, readable, slot
+from assay.report.tables import Curve, Row, Run, Study, numbers, read_study, to_csv, visible
+
+NUM_SAMPLE_PROMPTS = 6
+MAX_SAMPLE_CHARACTERS = 1_500
+
+MEANINGS = {
+    "teacher_hacking": (
+        "The student moved closer to its teacher, or at least no further away, and away from the truth. "
+        "Watching the proxy would not have warned you."
+    ),
+    "overfitting": (
+        "The student learned its distillation set by heart: it moved away from the truth after the held-out proxy "
+        "had already turned up. Stopping on the proxy would have been in time."
+    ),
+    "healthy": "No significant loss of truth: where the student came closer to its teacher, golden did not suffer.",
+    "benign_disagreement": "The student ended further from its teacher than it had been, at no cost in truth.",
+    "undecided": "The evidence does not settle it: the intervals are too wide, or golden was already recovering.",
+}
+_ICONS = {
+    "teacher_hacking": "✗",
+    "overfitting": "!",
+    "healthy": "✓",
+    "benign_disagreement": "≈",
+    "undecided": "?",
+}
+_BAND_NOTE = (
+    "Bands: 95 % pointwise intervals of the change since the start, paired over prompts. All steps share their "
+    "prompts and responses, so most of a level's own error is common to the whole curve and says nothing about its "
+    "shape."
+)
+
+
+def write_report(run_directories: Sequence[Path], out: Path) -> Path:
+    """Write ``out/report.html``, ``out/figures/*.svg`` and ``out/tables/*.csv``; return the path of the page.
+
+    The page stands alone: figures are inside it and it loads nothing. Runs may still be going, as long as each
+    has finished an arm. The same files give the same bytes. Each file replaces its predecessor at once, and none
+    is touched when the runs cannot be read.
+
+    Raises:
+        AssayError: ``out`` is a file, or the runs cannot be read (see ``tables.read_study``).
+    """
+    if out.exists() and not out.is_dir():
+        raise AssayError(f"{out} is a file: the report needs a directory, name another")
+    study = read_study(run_directories)
+    files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
+    pictures = []
+    for name, spec in FIGURES.items():
+        wide, table = draw(name, study)
+        narrow, _ = draw(name, study, narrow=True)
+        files[f"figures/{name}.svg"] = wide
+        files[f"tables/{name}.csv"] = to_csv(table)
+        banded = name == "training_curves" and any(len(study.curves_of(label)) == 1 for label in study.labels)
+        caption = f"{spec.caption} {_BAND_NOTE}" if banded else spec.caption
+        pictures.append({"name": name, "title": spec.title, "caption": caption})
+        pictures[-1] |= {"wide": _inline(wide), "narrow": _inline(narrow)}
+    files["report.html"] = render(study, pictures)
+    for name, text in files.items():
+        _replace(out / name, text)
+    return out / "report.html"
+
+
+def render(study: Study, pictures: list[Row]) -> str:
+    """The page as HTML; every string that came from a file is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "nats": nats,
+        "interval": interval,
+        "duration": duration,
+        "readable": readable,
+        "visible": lambda value: visible(str(value), keep="\n\t"),
+    }
+    first = study.runs[0]
+    golden = np.concatenate([study.mean(label, "golden_nats") for label in study.labels])
+    # One scale for the small curves of all cards: a healthy arm's must not look like a hacking one's.
+    limits = (float(np.nanmin(golden)), float(np.nanmax(golden)))
+    return environment.get_template("template.html.j2").render(
+        headline=headline(study),
+        recipes=list(dict.fromkeys(run.manifest["recipe"] for run in study.runs)),
+        tasks=list(dict.fromkeys(run.summary["task"] for run in study.runs)),
+        num_prompts=_num_prompts(first),
+        num_runs=len(study.runs),
+        has_replicates=study.has_replicates,
+        wall_seconds=sum(run.manifest["wall_seconds"] for run in study.runs),
+        unfinished=unfinished(study),
+        cards=[card(study, label, limits) for label in study.labels],
+        waiting=[{"label": label, "slot": slot(study, label)} for label in study.waiting],
+        references=first.summary["references"] if len(study.runs) == 1 else None,
+        pictures=pictures,
+        samples=[block for run in _one_of_each_experiment(study) for block in samples(study, run)],
+        curves=[curve for curve in study.curves if curve.summary],
+        slots={label: slot(study, label) for label in (*study.labels, *study.waiting)},
+        runs=[provenance(run) for run in study.runs],
+        palette=PALETTE,
+    )
+
+
+def headline(study: Study) -> str:
+    """The page in one sentence: what happened to how many arms."""
+    verdicts = [
+        {curve.summary["verdict"] for curve in study.curves_of(label) if curve.summary} for label in study.labels
+    ]
+    verdicts = [found for found in verdicts if found]
+    finished = "finished " if unfinished(study) else ""
+    total = f"{len(verdicts)} {finished}arms"
+    for verdict, phrase in (
+        ("teacher_hacking", "hacked {} teacher"),
+        ("overfitting", "overfitted {} distillation set"),
+        ("undecided", "left {} verdict undecided"),
+    ):
+        count = sum(verdict in found for found in verdicts)
+        if count:
+            who = f"The {finished}arm" if len(verdicts) == 1 else f"{count} of {total}"
+            return f"{who} {phrase.format('its' if count == 1 else 'their')}"
+    return f"No teacher hacking in {total if len(verdicts) > 1 else f'the {finished}arm'}"
+
+
+def unfinished(study: Study) -> list[str]:
+    """One sentence for every run with arms that have no verdict yet."""
+    sentences = []
+    for run in study.runs:
+        finished = {arm["source"] for arm in run.summary["arms"]}
+        evaluations = {row["arm"]: row["step"] for row in run.metrics}
+        missing = [
+            f"{readable(arm)} (step {evaluations[arm]:,})" if arm in evaluations else f"{readable(arm)} (not started)"
+            for arm in run.arm_names
+            if arm not in finished
+        ]
+        if missing:
+            state = "is still running" if run.manifest["status"] == "running" else "stopped early"
+            sentences.append(f"{run.directory.name} {state}; no verdict yet for {', '.join(missing)}.")
+    return sentences
+
+
+def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
+    """What the card of one arm shows: its verdict over all seeds, and one entry for every finished seed."""
+    curves = study.curves_of(label)
+    entries = [curve.summary for curve in curves if curve.summary]
+    counts = Counter(entry["verdict"] for entry in entries).most_common()
+    agreed = counts[0][0] if len(counts) == 1 else None
+    if not counts:
+        title = "still running"
+    elif agreed:
+        title = readable(agreed) + (f" in {len(entries)} of {len(entries)} seeds" if len(entries) > 1 else "")
+    else:
+        title = "seeds disagree: " + ", ".join(f"{count} {readable(verdict)}" for verdict, count in counts)
+    return {
+        "label": label,
+        "slot": slot(study, label),
+        "tone": agreed or ("running" if not counts else "undecided"),
+        "icon": _ICONS.get(agreed or "undecided") if counts else "…",
+        "title": title,
+        "meaning": MEANINGS[agreed] if agreed else "",
+        "entries": entries,
+        "last_step": max(curve.rows[-1]["step"] for curve in curves),
+        "spark": sparkline(study.mean(label, "golden_nats"), limits),
+    }
+
+
+def sparkline(values: np.ndarray, limits: tuple[float, float], width: int = 220, height: int = 56) -> Row:
+    """A curve over evaluations as the points of a polyline, with its lowest and last points (pixels)."""
+    known = values[np.isfinite(values)]
+    low, high = limits
+    x = np.linspace(6, width - 6, max(len(known), 2))[: len(known)]
+    y = 6 + (height - 12) * (high - known) / (high - low or 1.0)
+    points = [(f"{a:.1f}", f"{b:.1f}") for a, b in zip(x, y, strict=True)]
+    return {
+        "points": " ".join(",".join(point) for point in points),
+        "ends": [points[0], points[-1]] if points else [],
+        "best": points[int(np.argmin(known))] if points else None,
+        "width": width,
+        "height": height,
+    }
+
+
+def samples(study: Study, run: Run) -> list[Row]:
+    """The first held-out prompts of a run, each with its responses: shared ones, then one row per arm."""
+    held_out = run.responses.filter(pc.field("split") == "held_out")
+    by_student = held_out.filter(pc.field("writer") == "student")["prompt_id"].unique()
+    chosen = (by_student if len(by_student) else held_out["prompt_id"].unique())[:NUM_SAMPLE_PROMPTS]
+    rows = held_out.filter(pc.field("prompt_id").isin(chosen.to_pylist())).to_pylist()
+    # One seed of each label: the page shows examples, the parquet file holds them all.
+    first = {curve.label: curve for curve in reversed(study.curves) if curve.run is run}
+    curves = [first[label] for label in study.labels if label in first]
+    blocks = []
+    for prompt_id in chosen.to_pylist():
+        mine = [row for row in rows if row["prompt_id"] == prompt_id]
+        names = {"dataset": "reference", "oracle": "oracle", "teacher": "teacher"}
+        shared = [
+            _cell(name, next(row for row in mine if row["writer"] == writer))
+            for writer, name in names.items()
+            if any(row["writer"] == writer for row in mine)
+        ]
+        arms = [{"label": curve.label, "cells": _student_cells(curve, mine)} for curve in curves]
+        starts = {arm["cells"][0]["text"] for arm in arms if arm["cells"]}
+        if len(starts) == 1:
+            shared.append(next(arm["cells"][0] for arm in arms if arm["cells"]))
+            arms = [{"label": arm["label"], "cells": arm["cells"][1:]} for arm in arms]
+        arms = [arm for arm in arms if arm["cells"]]
+        blocks.append({"run": run.directory.name, "prompt": _cut(mine[0]["prompt"]), "shared": shared, "arms": arms})
+    return blocks
+
+
+def provenance(run: Run) -> Row:
+    """Where the numbers of a run come from, and the command that makes them again."""
+    manifest = run.manifest
+    commit = manifest["commit"] or "not in a git repository"
+    facts = {
+        "recipe": manifest["recipe"],
+        "seed": manifest["seed"],
+        "started": manifest["started_at"],
+        "wall time": duration(manifest["wall_seconds"]),
+        "assay": manifest["assay_version"],
+        "commit": commit + (" (with uncommitted changes)" if manifest["dirty"] else ""),
+        "config hash": manifest["config_hash"],
+    }
+    return {
+        "name": run.directory.name,
+        "groups": {
+            "run": facts,
+            "versions": manifest["versions"],
+            "model and data digests": manifest["digests"],
+            "hardware": manifest["hardware"],
+        },
+        "config": json.dumps(manifest["config"], indent=2, ensure_ascii=False),
+        "command": reproduce_command(manifest),
+    }
+
+
+def reproduce_command(manifest: Row) -> str:
+    """The shell command that runs the recipe again with the same seed, on the same version."""
+    recipe = manifest["recipe"]
+    verb = ["assay", "quickstart"] if recipe == "quickstart" else ["assay", "run", recipe]
+    return shlex.join([*verb, "--seed", str(manifest["seed"])])
+
+
+def nats(value: float | None, signed: bool = False) -> str:
+    """A number of nats with two decimals and a true minus sign; a dash when unknown."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    if float(text) == 0.0:
+        text = "0.00"
+    return text.replace("-", "−")
+
+
+def interval(bounds: Sequence[float | None]) -> str:
+    """Two bounds in words, or that they are unknown."""
+    return "unknown" if None in bounds else " to ".join(nats(bound) for bound in bounds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _one_of_each_experiment(study: Study) -> list[Run]:
+    return list({run.experiment: run for run in reversed(study.runs)}.values())[::-1]
+
+
+def _num_prompts(run: Run) -> int:
+    return len(run.probe.filter(pc.field("metric") == "golden")["prompt_id"].unique())
+
+
+def _student_cells(curve: Curve, rows: list[Row]) -> list[Row]:
+    written: dict[int, Row] = {}
+    for row in rows:
+        own = row["arm"] == curve.arm and row["seed"] == curve.seed
+        if row["writer"] == "student" and (own or row["arm"] == ""):
+            written.setdefault(row["step"], row)
+    if not written:
+        return []
+    golden = curve["golden_nats"]
+    lowest = curve.rows[int(np.nanargmin(golden))]["step"] if np.isfinite(golden).any() else 0
+    best_step = curve.summary["best_step"] if curve.summary else lowest
+    start, end = min(written), max(written)
+    best = min(written, key=lambda step: (abs(step - best_step), step))
+    named: dict[int, list[str]] = {}
+    for step, name in (
+        (start, "start"),
+        (best, "best" if best == best_step else "near the best"),
+        (end, "end"),
+    ):
+        named.setdefault(step, []).append(name)
+    # The start comes first and alone, so that arms that share it can show it once.
+    cells = [_cell("student, start", written[start])]
+    if best == start and end != start:
+        cells.append({"who": "student, best", "note": "is the start itself", "text": None, "truncated": False})
+    for step in sorted(set(named) - {start}):
+        cells.append(_cell(f"student, {' and '.join(named[step])}", written[step], f"step {step:,}"))
+    return cells
+
+
+def _cell(who: str, row: Row, note: str = "") -> Row:
+    return {"who": who, "note": note, "text": _cut(row["text"]), "truncated": row["truncated"]}
+
+
+def _cut(text: str) -> str:
+    rest = len(text) - MAX_SAMPLE_CHARACTERS
+    return text if rest <= 0 else f"{text[:MAX_SAMPLE_CHARACTERS]} […{rest:,} more characters]"
+
+
+def _inline(svg: str) -> Markup:
+    # Inside the page a figure takes the page's colours, light or dark, and its size from the layout. Group ids
+    # repeat from figure to figure and nothing refers to them; ids in <defs> are hashes of what they define.
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    head, rest = body.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    for name, colour in PALETTE.items():
+        rest = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", rest)
+    return Markup(f"{head}>{rest}")
+
+
+def _replace(path: Path, text: str) -> None:
+    # Written beside its place, then moved: a reader never sees half a file.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

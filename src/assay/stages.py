@@ -1,0 +1,380 @@
+"""The stages of an experiment, each a function of the config and the files before it.
+
+A stage whose output is on disk is not run again; that is also how an interrupted run resumes. Stages run in
+worker processes with one thread each, so this module is the only one of the pipeline that loads models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from assay import runs
+from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
+from assay.data.sources import Counters, Mixture, ResponseSource
+from assay.data.store import read_responses, responses_table
+from assay.data.tasks import Split, get_task, load_prompts
+from assay.errors import AssayError
+from assay.evaluation import (
+    Evaluation,
+    FrozenSet,
+    PerPrompt,
+    Probe,
+    build_probe,
+    evaluation_steps,
+    write_responses,
+)
+from assay.models.causal import CausalModel
+from assay.models.language_model import LanguageModel
+from assay.models.loading import check_same_vocabulary, load_model, load_tokenizer, random_model
+from assay.training import FitState, fit, learning_rate_at, save_model
+from assay.types import Progress, Prompt, Response, Writer
+
+Report = Callable[[Progress], None]
+
+
+class Workspace:
+    """Paths, prompts and models of one run, made on demand."""
+
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        self.experiment = experiment
+        self.folder = folder
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(experiment.models.oracle)
+
+    @property
+    def stage_one(self) -> Path:
+        """The folder of stage 1: oracle responses and the two fine-tuned models."""
+        return self.folder / "stage1"
+
+    def arm(self, name: str) -> Path:
+        """The folder of one arm."""
+        return self.folder / "arms" / name
+
+    def prompts(self, split: Split, num_prompts: int) -> list[Prompt]:
+        """The run's prompts of a split, drawn with the run's seed."""
+        task = self.experiment.task
+        return load_prompts(
+            get_task(task.name),
+            split,
+            self.tokenizer,
+            task.max_prompt_tokens,
+            task.max_response_tokens,
+            num_prompts,
+            self.experiment.seed,
+        )
+
+    def held_out(self) -> list[Prompt]:
+        """The probe's prompts."""
+        return self.prompts("held_out", self.experiment.probe.num_prompts)
+
+    def held_out_responses(self, role: Writer) -> list[Response]:
+        """A role's frozen answers to the held-out prompts (the student's as it was after stage 1)."""
+        return read_responses(self.stage_one / f"held_out-{role}.parquet")
+
+    def base(self, role: Writer) -> CausalModel:
+        """A role's model before stage 1."""
+        models = self.experiment.models
+        if role == "student" and models.student_initialisation == "random":
+            return random_model(models.student, self.experiment.seed, models.device)
+        names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
+        return load_model(names[role], models.device)
+
+    def tuned(self, role: Writer) -> CausalModel:
+        """A role's model after stage 1 (the oracle is never trained)."""
+        if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
+            return self.base("oracle")
+        return load_model(str(self.stage_one / role), self.experiment.models.device)
+
+
+def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[str, str]:
+    """Loads the three roles once, refuses mismatched ones, and returns the digests of their weights."""
+    report(Progress("loading models", 0, 1))
+    work = Workspace(experiment, folder)
+    models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
+    for role in ("teacher", "student"):
+        check_same_vocabulary(models["oracle"], models[role])
+    longest = experiment.task.max_prompt_tokens + experiment.task.max_response_tokens
+    for model in models.values():
+        if model.max_context_tokens < longest:
+            raise AssayError(
+                f"prompt and response take up to {longest} tokens, but model {model.name!r} has a context of "
+                f"{model.max_context_tokens}: lower task.max_prompt_tokens or task.max_response_tokens"
+            )
+    work.prompts("oracle", experiment.stage_one.num_oracle_prompts)
+    work.prompts("distillation", experiment.distillation.num_prompts)
+    work.held_out()
+    return {role: model.digest for role, model in models.items()}
+
+
+def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num_shards: int, report: Report) -> None:
+    """Stage 1a: the oracle answers every ``num_shards``-th oracle prompt; shard 0 also the held-out prompts."""
+    work = Workspace(experiment, folder)
+    path = work.stage_one / f"oracle-{shard}.parquet"
+    if path.exists():
+        return
+    oracle = work.tuned("oracle")
+    prompts = work.prompts("oracle", experiment.stage_one.num_oracle_prompts)[shard::num_shards]
+    responses: list[Response] = []
+    for start in range(0, len(prompts), 512):
+        report(Progress(f"oracle responses {shard + 1}/{num_shards}", start, len(prompts)))
+        responses += _answer(work, oracle, "oracle", prompts[start : start + 512], "stage_one")
+    if shard == 0:
+        _write_held_out(work, oracle, "oracle")
+    runs.write_table(path, responses_table(prompts, responses, work.tokenizer, split="oracle", seed=experiment.seed))
+
+
+def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: int, report: Report) -> None:
+    """Stage 1b: SFT of teacher or student on the oracle responses, then its answers to the held-out prompts."""
+    work = Workspace(experiment, folder)
+    if (work.stage_one / f"held_out-{role}.parquet").exists():
+        return
+    if role == "teacher" and experiment.models.teacher_is_oracle:
+        _write_held_out(work, work.tuned("oracle"), role)
+        return
+    stage = experiment.stage_one
+    prompts = work.prompts("oracle", stage.num_oracle_prompts)
+    stored = {r.prompt_id: r for i in range(num_shards) for r in read_responses(work.stage_one / f"oracle-{i}.parquet")}
+    epochs = {"teacher": stage.teacher_epochs, "student": stage.student_epochs}[role]
+    num_steps = round(epochs * len(prompts) / stage.batch_size)
+    model = work.base(role)
+    config = TrainingConfig(
+        num_steps=num_steps,
+        batch_size=stage.batch_size,
+        learning_rate=stage.learning_rate,
+        warmup_steps=stage.warmup_steps,
+        divergence="hard_labels",
+        checkpoint_every=100,
+    )
+    if num_steps > 0:
+        source = ResponseSource(
+            SourceConfig("oracle"),
+            prompts,
+            {role: model},
+            max_response_tokens=experiment.task.max_response_tokens,
+            seed=experiment.seed,
+            signal=False,
+        )
+        source.preload([stored[prompt.id] for prompt in prompts])
+        fit(
+            model,
+            Mixture([source], stage.batch_size),
+            config,
+            before_step=lambda state: report(Progress(f"SFT of {role}", state.step, num_steps)),
+            checkpoints=work.stage_one / f"checkpoints-{role}",
+        )
+    runs.write_atomically(work.stage_one / role, lambda path: save_model(model, path))
+    _write_held_out(work, model, role)
+
+
+def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> None:
+    """Stage 2: distils one arm from the common start, evaluating on the way."""
+    work = Workspace(experiment, folder)
+    arm_folder = work.arm(name)
+    if (arm_folder / "finished.json").exists():
+        return
+    arm_folder.mkdir(parents=True, exist_ok=True)
+    arm = next(arm for arm in experiment.arms if arm.name == name)
+    training = experiment.distillation.training
+    student = work.tuned("student")
+    models: dict[Writer, LanguageModel] = {role: work.tuned(role) for role in ("oracle", "teacher")}
+    prompts = work.prompts("distillation", experiment.distillation.num_prompts)
+    counters = Counters()
+    signal = training.divergence != "hard_labels"
+    sources = [_source(work, config, prompts, models, counters, signal) for config in arm.sources]
+    mixture = Mixture(sources, training.batch_size)
+    recorder = _Recorder(work, arm, mixture, counters, models, report)
+    state = fit(
+        student,
+        mixture,
+        training,
+        before_step=lambda s: recorder(s, student),
+        checkpoints=arm_folder / "checkpoints",
+    )
+    save_model(student, arm_folder / "student")
+    runs.write_json(arm_folder / "finished.json", {"step": state.step})
+
+
+class _Recorder:
+    """Evaluates the student at the scheduled steps and writes what it finds into the arm's folder."""
+
+    def __init__(
+        self,
+        work: Workspace,
+        arm: ArmConfig,
+        mixture: Mixture,
+        counters: Counters,
+        models: Mapping[Writer, LanguageModel],
+        report: Report,
+    ) -> None:
+        self.work, self.arm, self.mixture, self.counters, self.models = work, arm, mixture, counters, models
+        self.report = report
+        self.training = work.experiment.distillation.training
+        self.steps = set(evaluation_steps(self.training.num_steps, work.experiment.probe.num_evaluations))
+        self.log = work.arm(arm.name) / "metrics.jsonl"
+        self.probe: Probe | None = None
+        self.recorded: set[int] = set()
+        self.latest: dict[str, float | None] = {}
+
+    def __call__(self, state: FitState, student: CausalModel) -> None:
+        if self.probe is None:
+            self._begin(state)
+        if state.step in self.steps and state.step not in self.recorded:
+            self._record(state, student)
+        if state.step % 5 == 0 or state.step == self.training.num_steps:
+            golden, proxy = self.latest.get("golden_nats"), self.latest.get("proxy_nats")
+            self.report(Progress(self.arm.name, state.step, self.training.num_steps, golden, proxy))
+
+    def _begin(self, state: FitState) -> None:
+        """What a killed run had recorded beyond its last checkpoint is dropped: it will be repeated."""
+        runs.keep_records(self.log, lambda record: record["step"] <= state.step)
+        self.recorded = {record["step"] for record in runs.read_records(self.log)}
+        prompts, responses = _train_pairs(self.work, self.mixture, self.models["teacher"])
+        self._write_samples("train_pairs.parquet", prompts, responses, "distillation")
+        self.probe = _build_probe(self.work, (prompts, responses), self.models)
+
+    def _record(self, state: FitState, student: CausalModel) -> None:
+        assert self.probe is not None
+        before = self.probe.seconds
+        found = self.probe.evaluate(student, state.step)
+        spent = self.probe.seconds - before
+        state.seconds["probe"] = state.seconds.get("probe", 0.0) + spent
+        self.latest = found.means
+        since = [step for step in self.steps if step < state.step]
+        losses = state.losses[max(since) :] if since else []
+        folder = self.work.arm(self.arm.name)
+        runs.write_table(folder / "probe" / f"{state.step:08d}.parquet", self._values(found, state.step))
+        shown = self.work.held_out()[: len(found.samples)]
+        self._write_samples(f"samples/{state.step:08d}.parquet", shown, found.samples, "held_out")
+        identity = {
+            "arm": self.arm.name,
+            "seed": self.work.experiment.seed,
+            "step": state.step,
+            "epoch": state.step * self.training.batch_size / self.mixture.num_pairs,
+        }
+        progress = {
+            "train_loss_nats_per_token": sum(losses) / len(losses) if losses else None,
+            "learning_rate": learning_rate_at(max(state.step - 1, 0), self.training),
+            "generated_tokens": self.counters.generated_tokens,
+            "teacher_tokens": self.counters.teacher_tokens,
+            "seconds": {
+                "sample": self.counters.sample_seconds,
+                "teacher": self.counters.teacher_seconds,
+                "student": state.seconds["student"],
+                "probe": state.seconds["probe"],
+            },
+        }
+        runs.append_record(self.log, identity | found.means | progress)
+        self.recorded.add(state.step)
+
+    def _write_samples(self, name: str, prompts: Sequence[Prompt], responses: Sequence[Response], split: Split) -> None:
+        table = responses_table(
+            prompts,
+            responses,
+            self.work.tokenizer,
+            split=split,
+            seed=self.work.experiment.seed,
+            arm=self.arm.name,
+        )
+        runs.write_table(self.work.arm(self.arm.name) / name, table)
+
+    def _values(self, found: Evaluation, step: int) -> pa.Table:
+        seed = self.work.experiment.seed
+        return pa.concat_tables([probe_table(v, arm=self.arm.name, seed=seed, step=step) for v in found.per_prompt])
+
+
+def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:
+    """Rows of probe.parquet: one for each prompt of one metric at one evaluation."""
+    count = len(values.prompt_ids)
+    return pa.table(
+        {
+            "arm": pa.array([arm] * count),
+            "seed": pa.array([seed] * count, pa.int64()),
+            "step": pa.array([step] * count, pa.int64()),
+            "metric": pa.array([values.metric] * count),
+            "prompt_id": pa.array(values.prompt_ids),
+            "value_nats": pa.array(values.value_nats, pa.float64()),
+            "num_tokens": pa.array(values.num_tokens, pa.int32()),
+        }
+    )
+
+
+def _build_probe(
+    work: Workspace,
+    train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
+    models: Mapping[Writer, LanguageModel],
+) -> Probe:
+    experiment = work.experiment
+    responses = {role: work.held_out_responses(role) for role in ("oracle", "teacher", "student")}
+    return build_probe(
+        {**models, "student": work.tuned("student")},
+        work.held_out(),
+        responses,
+        train_pairs,
+        experiment.probe,
+        max_response_tokens=experiment.task.max_response_tokens,
+        seed=experiment.seed,
+    )
+
+
+def _train_pairs(
+    work: Workspace, mixture: Mixture, teacher: LanguageModel
+) -> tuple[Sequence[Prompt], Sequence[Response]]:
+    """What the train proxy walks on: the stored pairs of an offline source, else a fixed fresh teacher sample."""
+    num_pairs = work.experiment.probe.num_train_pairs
+    for source in mixture.sources:
+        if source.config.writer == "teacher" and source.config.refresh_every is None:
+            return source.stored_pairs(num_pairs)
+    prompts = mixture.sources[0].prompts[:num_pairs]
+    return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
+
+
+def _source(
+    work: Workspace,
+    config: SourceConfig,
+    prompts: Sequence[Prompt],
+    models: Mapping[Writer, LanguageModel],
+    counters: Counters,
+    signal: bool,
+) -> ResponseSource:
+    distillation = work.experiment.distillation
+    return ResponseSource(
+        config,
+        prompts,
+        models,
+        max_response_tokens=work.experiment.task.max_response_tokens,
+        completions_per_prompt=distillation.completions_per_prompt,
+        sampling_temperature=distillation.sampling_temperature,
+        seed=work.experiment.seed,
+        signal=signal,
+        counters=counters,
+    )
+
+
+def _answer(
+    work: Workspace, model: LanguageModel, writer: Writer, prompts: Sequence[Prompt], purpose: str
+) -> list[Response]:
+    limit = work.experiment.task.max_response_tokens
+    return write_responses(model, writer, prompts, limit, purpose=purpose, seed=work.experiment.seed)
+
+
+def _write_held_out(work: Workspace, model: LanguageModel, role: Writer) -> None:
+    """The role's answers to the held-out prompts; written last in stage 1, so it marks the role as done."""
+    prompts = work.held_out()
+    if role == "teacher":
+        golden = FrozenSet("golden", prompts, work.held_out_responses("oracle"), work.tuned("oracle"))
+        distance, _ = golden.against(model)
+        d_oracle_teacher = dataclasses.replace(distance, metric="d_oracle_teacher")
+        table = probe_table(d_oracle_teacher, arm="", seed=work.experiment.seed, step=0)
+        runs.write_table(work.stage_one / "d_oracle_teacher.parquet", table)
+    if role == "teacher" and work.experiment.models.teacher_is_oracle:
+        # one and the same held-out sample for both: golden is proxy by construction
+        oracle_responses = work.held_out_responses("oracle")
+        responses = [dataclasses.replace(response, writer="teacher") for response in oracle_responses]
+    else:
+        responses = _answer(work, model, role, prompts, "held_out")
+    table = responses_table(prompts, responses, work.tokenizer, split="held_out", seed=work.experiment.seed)
+    runs.write_table(work.stage_one / f"held_out-{role}.parquet", table)

@@ -1,0 +1,201 @@
+"""The training loop: one loss, one step, one loop, exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.optim import AdamW
+
+from assay import runs
+from assay.config import TrainingConfig
+from assay.divergences import divergence, hard_labels
+from assay.errors import AssayError
+from assay.models.causal import CausalModel
+from assay.models.language_model import LanguageModel
+from assay.types import Batch, Dense
+
+
+class Source(Protocol):
+    """Anything that yields the batch of a step."""
+
+    def batch(self, step: int, student: LanguageModel) -> Batch:
+        """The batch to learn from at optimiser step ``step``."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up such a state."""
+        ...
+
+
+def distillation_loss(student: LanguageModel, batch: Batch, config: TrainingConfig) -> Tensor:
+    """Σ over response tokens of D(p, q), in nats: p the teacher's next-token law, q the student's.
+
+    The sum, not the mean: divide by the number of response tokens of the whole optimiser step, so that
+    accumulation and padding cannot change the loss. ``softmax_temperature`` τ divides both log-probabilities
+    before normalising [Hinton et al. 2015], without the factor τ².
+    Raises AssayError when the divergence needs a distribution and the batch has none.
+    """
+    log_q_NV = student.log_probs(batch)
+    if config.divergence == "hard_labels":
+        token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
+        return hard_labels(log_q_NV, token_ids_N).sum()
+    if not isinstance(batch.signal, Dense):
+        raise AssayError(
+            f"divergence {config.divergence!r} needs the teacher's distribution at {batch.num_tokens} tokens, "
+            "but the batch has text only: use hard_labels"
+        )
+    log_p_NV = batch.signal.log_p_NV
+    if config.softmax_temperature != 1.0:
+        log_p_NV = (log_p_NV / config.softmax_temperature).log_softmax(dim=-1)
+        log_q_NV = (log_q_NV / config.softmax_temperature).log_softmax(dim=-1)
+    return divergence(config.divergence, **config.divergence_parameters)(log_p_NV, log_q_NV).sum()
+
+
+def learning_rate_at(step: int, config: TrainingConfig) -> float:
+    """The rate of step 0, 1, …: linear warm-up, then constant, cosine or linear decay to 0 at ``num_steps``."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    factor = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}
+    return config.learning_rate * factor[config.schedule]
+
+
+def train_step(student: CausalModel, optimizer: AdamW, batch: Batch, step: int, config: TrainingConfig) -> float:
+    """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
+    autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    size = math.ceil(len(batch) / config.num_micro_batches)
+    for start in range(0, len(batch), size):
+        with autocast:
+            loss = distillation_loss(student, batch[start : start + size], config) / batch.num_tokens
+        loss.backward()
+        total += loss.item()
+    if not math.isfinite(total):
+        raise AssayError(
+            f"the loss is {total} at step {step}: lower the learning rate, or look at the responses of that batch; "
+            "the last checkpoint is kept"
+        )
+    torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, config)
+    optimizer.step()
+    return total
+
+
+@dataclass
+class FitState:
+    """Where a training loop stands; ``seconds_student`` is the time spent in ``train_step``."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    student: CausalModel,
+    source: Source,
+    config: TrainingConfig,
+    *,
+    before_step: Callable[[FitState], None] | None = None,
+    checkpoints: Path | None = None,
+) -> FitState:
+    """Trains for ``config.num_steps`` steps; with ``checkpoints`` it resumes from the newest one there.
+
+    ``before_step`` is called before each step and once after the last, with ``state.step`` steps done: it
+    evaluates, reports progress, or raises to stop. A resumed loop gives the same weights as an uninterrupted one.
+    """
+    optimizer = AdamW(
+        student.module.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
+    state = FitState(seconds={"student": 0.0})
+    if checkpoints is not None:
+        state = load_newest_checkpoint(checkpoints, student, optimizer, source) or state
+    student.module.train()
+    while True:
+        if before_step is not None:
+            before_step(state)
+        if state.step == config.num_steps:
+            break
+        batch = source.batch(state.step, student)
+        started = time.perf_counter()
+        state.losses.append(train_step(student, optimizer, batch, state.step, config))
+        state.seconds["student"] += time.perf_counter() - started
+        state.step += 1
+        due = state.step % config.checkpoint_every == 0 or state.step == config.num_steps
+        if checkpoints is not None and due:
+            save_checkpoint(checkpoints, student, optimizer, source, state)
+    student.module.eval()
+    return state
+
+
+def save_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source: Source, state: FitState) -> None:
+    """Writes ``step-XXXXXXXX`` atomically (weights readable by from_pretrained) and removes older ones."""
+    tensors = {f"source.{key}": value for key, value in source.state().items()}
+    for i, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
+    tensors["rng"] = torch.get_rng_state()
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        save_model(student, path)
+        (path / "training.safetensors").write_bytes(save(tensors))
+        progress = {"step": state.step, "losses": state.losses, "seconds": state.seconds}
+        (path / "training.json").write_text(json.dumps(progress), encoding="utf-8")
+
+    newest = folder / f"step-{state.step:08d}"
+    runs.write_atomically(newest, write)
+    for older in _checkpoints(folder):
+        if older != newest:
+            runs.remove(older)
+
+
+def load_newest_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source: Source) -> FitState | None:
+    """Restores the newest checkpoint into student, optimiser, source and RNG; None when there is none."""
+    found = _checkpoints(folder)
+    if not found:
+        return None
+    path = found[-1]
+    student.module.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    tensors = load_file(path / "training.safetensors")
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    source.load_state({k.removeprefix("source."): v for k, v in tensors.items() if k.startswith("source.")})
+    torch.set_rng_state(tensors["rng"])
+    return FitState(**runs.read_json(path / "training.json"))
+
+
+def save_model(model: CausalModel, path: Path) -> None:
+    """Writes config.json and model.safetensors as from_pretrained reads them, through ordinary file writes."""
+    path.mkdir(parents=True, exist_ok=True)
+    model.module.config.save_pretrained(path)
+    shared = set(model.module._tied_weights_keys or ()) if model.module.config.tie_word_embeddings else set()
+    weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in shared}
+    (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name))

@@ -1,0 +1,122 @@
+"""What flows through assay, and the axis letters that name every array.
+
+Axis letters, used as suffixes (``log_p_NV``):
+
+=====  ==========================================================================
+``B``  sequences of a batch
+``T``  positions of a sequence
+``N``  response tokens of a whole batch: sequence after sequence, no padding in between
+``V``  vocabulary entries
+``H``  hidden features
+``S``  evaluations along a run (steps)
+``P``  prompts of the probe
+=====  ==========================================================================
+
+``p`` is the teacher (the first argument of a divergence), ``q`` the student, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Writer = Literal["dataset", "oracle", "teacher", "student"]
+"""Who wrote a response: human text, or one of the three models."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a task, with its human reference if there is one (``reference_ids`` are cut to the limit)."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    reference: str | None = None
+    reference_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response with its provenance.
+
+    ``token_ids`` end with the end-of-sequence token unless the response was cut at the length limit
+    (``truncated``). ``seed`` fixes the uniforms that it was drawn with; ``writer_step`` is the optimiser step at
+    which it was written.
+    """
+
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    writer: Writer
+    truncated: bool
+    seed: int = 0
+    sampling_temperature: float = 1.0
+    writer_step: int = 0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The teacher's full next-token distribution at every response token, as log-probabilities (nats)."""
+
+    log_p_NV: Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The teacher gives text only: the response itself is all it says. Serves ``hard_labels`` alone."""
+
+
+TeacherSignal = Dense | Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences to score or to learn from: prompt ``i`` is followed by response ``i``.
+
+    Only response tokens count: arrays over tokens have the axis ``N = num_tokens``, sequence after
+    sequence, so padding cannot enter a loss or a metric.
+    """
+
+    prompt_ids: Sequence[tuple[int, ...]]
+    response_ids: Sequence[tuple[int, ...]]
+    signal: TeacherSignal = field(default_factory=Sample)
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) != len(self.response_ids):
+            raise ValueError(f"{len(self.prompt_ids)} prompts, {len(self.response_ids)} responses")
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Response tokens of each sequence; they add up to ``num_tokens``."""
+        return [len(ids) for ids in self.response_ids]
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens of the whole batch, the size of axis ``N``."""
+        return sum(self.lengths)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """The sequences ``rows`` (a slice with step 1) with their share of the signal."""
+        start, stop, _ = rows.indices(len(self))
+        signal = self.signal
+        if isinstance(signal, Dense):
+            first = sum(self.lengths[:start])
+            signal = Dense(signal.log_p_NV[first : first + sum(self.lengths[start:stop])])
+        return Batch(self.prompt_ids[start:stop], self.response_ids[start:stop], signal)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage of a run stands, sent to whoever watches it."""
+
+    stage: str
+    step: int
+    num_steps: int
+    golden_nats: float | None = None
+    proxy_nats: float | None = None
