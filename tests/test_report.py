@@ -80,9 +80,9 @@ def write_run(
 
     add_probe("", 0, "d_oracle_teacher", D_ORACLE_TEACHER + difficulty - difficulty.mean())
     for i in range(min(8, num_prompts)):
+        add_response("", 0, i, "teacher", "seen only in distillation", split="distillation")
         for writer in ("dataset", "oracle", "teacher"):
             add_response("", 0, i, writer, f"{writer} writes {WORDS[i % 5]}")
-        add_response("", 0, i, "teacher", "seen only in distillation", split="distillation")
     for number, arm in enumerate(arms):
         if arm not in finished and number > len(finished):
             continue
@@ -463,6 +463,18 @@ def test_shows_six_held_out_prompts_with_everyones_responses(built: tuple[Path, 
     assert "seen only in distillation" not in words
 
 
+def test_a_best_step_without_stored_text_is_called_near(small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    edit_json(run / "summary.json", lambda value: value["arms"][0].update(best_step=140))
+    study = tables.read_study([run])
+    cells = [cell for arm in html.samples(study, study.runs[0])[0]["arms"] for cell in arm["cells"]]
+    assert [(cell["who"], cell["note"]) for cell in cells] == [
+        ("student, near the best", "step 84"),
+        ("student, end", "step 1,200"),
+    ]
+    assert cells[0]["text"].startswith("offline at 84")
+
+
 def test_provenance_is_complete(built: tuple[Path, Path]) -> None:
     words = Page((built[1] / "report.html").read_text()).words
     for fact in ("0123456789abcdef (with uncommitted changes)", "9f2c1b7a55d0", "2.9.0", "ab12", "two shared cores"):
@@ -499,12 +511,7 @@ def test_no_text_from_files_becomes_markup(tmp_path: Path) -> None:
     for path in (tmp_path / "out" / "figures").iterdir():
         root = ElementTree.fromstring(path.read_text())
         tags = {element.tag.split("}")[1] for element in root.iter()}
-        assert tags <= {"svg", "g", "defs", "style", "path", "use", "clipPath", "rect", "text", "tspan", "metadata"} | {
-            "RDF",
-            "Work",
-            "type",
-            "format",
-        }
+        assert tags <= {"svg", "g", "defs", "style", "path", "use", "clipPath", "rect", "text", "tspan"}
     plane = "".join(ElementTree.fromstring((tmp_path / "out/figures/proxy_golden_plane.svg").read_text()).itertext())
     assert "$\\frac$" in plane
 
@@ -713,11 +720,11 @@ def test_a_report_that_fails_leaves_the_old_one_whole(
     with pytest.raises(AssayError, match=r"responses\.parquet"):
         write_report([run], out)
 
-    def full_disk(*_: Any, **__: Any) -> None:
-        raise OSError("no space left on device")
+    def interrupted(*_: Any) -> None:
+        raise OSError("input/output error")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(OSError, match="input/output"):
         html._replace(out / "report.html", "half a page")
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 

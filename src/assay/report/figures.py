@@ -312,7 +312,7 @@ def draw(name: str, study: Study, narrow: bool = False) -> tuple[str, Table]:
     with matplotlib.style.context(["default", STYLE]):
         figure, table = FIGURES[name].draw(study, narrow)
         data = BytesIO()
-        figure.savefig(data, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return data.getvalue().decode("utf-8"), table
 
 

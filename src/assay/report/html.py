@@ -331,8 +331,7 @@ def _cut(text: str) -> str:
 def _inline(svg: str) -> Markup:
     # Inside the page a figure takes the page's colours, light or dark, and its size from the layout. Group ids
     # repeat from figure to figure and nothing refers to them; ids in <defs> are hashes of what they define.
-    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
     head, rest = body.split(">", 1)
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)
     for name, colour in PALETTE.items():
