@@ -148,7 +148,7 @@ def write_run(
         "hardware": {"processor": "two shared cores", "cores": 2, "memory_gib": 7.7},
         "started_at": "2026-11-22T17:00:00+00:00",
         "wall_seconds": 431.5,
-        "stage_seconds": {"stage1": 61.2, "probe_build": 9.1, "arms": 355.0, "report": 1.4},
+        "stage_seconds": {"check_models": 2.0, "oracle_responses": 9.1, "sft": 61.2, "arms": 355.0, "report": 0.0},
         "status": "finished" if finished == arms else "running",
     }
     references = {
@@ -357,37 +357,40 @@ def probe_table(values_SP: np.ndarray, order: np.ndarray | None = None) -> pa.Ta
     return pa.Table.from_pylist([rows[i] for i in (range(len(rows)) if order is None else order)])
 
 
-def test_paired_stderr_is_the_standard_error_of_the_change_over_prompts() -> None:
+def test_paired_margin_is_students_t_times_the_error_of_the_change() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(size=(4, 9))
     change = values - values[0]
-    expected = np.sqrt(((change - change.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / 8 / 9)
-    found = tables.paired_stderr(probe_table(values), "a", 0, "golden")
+    stderr = np.sqrt(((change - change.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) / 8 / 9)
+    expected = 2.306004135 * stderr  # the 97.5 % point of Student's t with 8 degrees of freedom
+    found = tables.paired_margins(probe_table(values), "a", 0, "golden")
     assert list(found) == [0, 10, 20, 30]
-    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-12)
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-8)
     assert found[0] == 0.0
 
 
-def test_paired_stderr_ignores_what_all_steps_share_and_the_order_of_rows() -> None:
+def test_paired_margin_ignores_what_all_steps_share_and_the_order_of_rows() -> None:
     rng = np.random.default_rng(4)
     values = rng.normal(size=(4, 9))
-    base = tables.paired_stderr(probe_table(values), "a", 0, "golden")
-    harder = tables.paired_stderr(probe_table(values + 100 * rng.normal(size=9)), "a", 0, "golden")
-    shifted = tables.paired_stderr(probe_table(values + np.arange(4)[:, None]), "a", 0, "golden")
-    shuffled = tables.paired_stderr(probe_table(values, rng.permutation(36)), "a", 0, "golden")
+    base = tables.paired_margins(probe_table(values), "a", 0, "golden")
+    harder = tables.paired_margins(probe_table(values + 100 * rng.normal(size=9)), "a", 0, "golden")
+    shifted = tables.paired_margins(probe_table(values + np.arange(4)[:, None]), "a", 0, "golden")
+    shuffled = tables.paired_margins(probe_table(values, rng.permutation(36)), "a", 0, "golden")
     for other in (harder, shifted, shuffled):
         np.testing.assert_allclose(list(other.values()), list(base.values()), rtol=1e-9, atol=1e-12)
-    uniform = tables.paired_stderr(probe_table(np.zeros((4, 9)) + np.arange(4)[:, None]), "a", 0, "golden")
+    uniform = tables.paired_margins(probe_table(np.zeros((4, 9)) + np.arange(4)[:, None]), "a", 0, "golden")
     assert set(uniform.values()) == {0.0}
 
 
-def test_paired_stderr_averages_responses_of_a_prompt_and_is_unknown_for_one_prompt() -> None:
+def test_paired_margin_averages_responses_of_a_prompt_and_is_unknown_for_one_prompt() -> None:
     values = np.random.default_rng(5).normal(size=(3, 6))
     two_responses = pa.concat_tables([probe_table(values - 0.5), probe_table(values + 0.5)])
-    found = tables.paired_stderr(two_responses, "a", 0, "golden")
-    expected = tables.paired_stderr(probe_table(values), "a", 0, "golden")
+    found = tables.paired_margins(two_responses, "a", 0, "golden")
+    expected = tables.paired_margins(probe_table(values), "a", 0, "golden")
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-9, atol=1e-12)
-    assert all(np.isnan(value) for value in tables.paired_stderr(probe_table(values[:, :1]), "a", 0, "golden").values())
+    assert all(
+        np.isnan(value) for value in tables.paired_margins(probe_table(values[:, :1]), "a", 0, "golden").values()
+    )
 
 
 def test_step_zero_stands_at_the_left_edge_behind_a_break(study: tables.Study) -> None:
@@ -418,7 +421,7 @@ def test_bands_have_the_paired_width(study: tables.Study) -> None:
     golden = figure.axes[-1]
     for curve, band in zip(study.curves, golden.collections, strict=True):
         y = band.get_paths()[0].vertices[:, 1]
-        half = 1.959964 * curve.paired_stderr["golden"][-1]
+        half = curve.margins["golden"][-1]
         assert half > 0.05
         assert np.abs(y - (curve["golden_nats"][-1] + half)).min() < 1e-9
         assert np.abs(y - (curve["golden_nats"][-1] - half)).min() < 1e-9
@@ -480,6 +483,7 @@ def test_provenance_is_complete(built: tuple[Path, Path]) -> None:
     for fact in ("0123456789abcdef (with uncommitted changes)", "9f2c1b7a55d0", "2.9.0", "ab12", "two shared cores"):
         assert fact in words
     assert "assay quickstart --seed 0" in words
+    assert "assay run config.json" in words
     assert '"learning_rate": 0.0003' in words
     assert "/quickstart" not in words, "paths of the machine do not belong into a page that people share"
 
@@ -522,10 +526,10 @@ def test_a_run_that_is_still_going_says_which_arms_are_missing(tmp_path: Path) -
         file.write('{"arm": "online_tea')
     text = write_report([run], tmp_path / "out").read_text()
     words = Page(text).words
-    assert "going is still running; no verdict yet for online teacher (step 38), online student (not started)" in words
+    assert "going is still running; no verdict yet for online teacher (step 38), online student." in words
     assert "The finished arm hacked its teacher" in words
     assert "Step 38 so far" in words
-    assert "This arm has not been evaluated yet" in words
+    assert "No numbers of this arm yet" in words
     assert [row["arm"] for row in read_csv(tmp_path / "out/tables/numbers.csv")] == ["offline"]
     plane = read_csv(tmp_path / "out/tables/proxy_golden_plane.csv")
     assert {row["arm"] for row in plane} == {"offline", "online_teacher"}
@@ -702,7 +706,7 @@ def test_what_cannot_be_reported_is_refused(small: dict[str, bytes], tmp_path: P
         write_report([], tmp_path / "out")
     with pytest.raises(AssayError, match="repeats seed 0 of 'offline'"):
         write_report([run, run], tmp_path / "out")
-    with pytest.raises(AssayError, match="is a file"):
+    with pytest.raises(AssayError, match="cannot write"):
         write_report([run], run / "manifest.json")
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(small["metrics.jsonl"].splitlines(keepends=True)[3])
@@ -711,7 +715,7 @@ def test_what_cannot_be_reported_is_refused(small: dict[str, bytes], tmp_path: P
 
 
 def test_a_report_that_fails_leaves_the_old_one_whole(
-    built: tuple[Path, Path], small: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: tuple[Path, Path], small: dict[str, bytes], tmp_path: Path
 ) -> None:
     _, out = built
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -720,12 +724,6 @@ def test_a_report_that_fails_leaves_the_old_one_whole(
     with pytest.raises(AssayError, match=r"responses\.parquet"):
         write_report([run], out)
 
-    def interrupted(*_: Any) -> None:
-        raise OSError("input/output error")
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(OSError, match="input/output"):
-        html._replace(out / "report.html", "half a page")
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 

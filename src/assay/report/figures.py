@@ -33,9 +33,8 @@ PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255
 _STAGE_COLOUR = "#9aa3ad"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FIXED_RANKS = {"offline": 0, "online_teacher": 1, "online_student": 2}
-_STAGE_NAMES = {"stage1": "stage 1: SFT", "probe_build": "building the probe", "report": "this report"}
+_STAGE_NAMES = {"check_models": "checking the models", "sft": "SFT of teacher and student"}
 _PHASE_NAMES = {"sample": "sampling", "teacher": "teacher", "student": "student", "probe": "probe"}
-_Z95 = 1.959964
 
 STYLE: dict[str, Any] = {
     # Text stays text: readers can select it, search it and hear it, and the page can recolour it in the dark.
@@ -144,13 +143,13 @@ def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     for label, epoch, golden in _onset_points(study):
         at = axis.place(np.array([epoch]))
         panels[-1].plot(at, [golden], "v", ms=9, color=_colour(study, label), mec=PAPER, zorder=5)
-    errors = [
-        {f"{metric}_stderr_of_change_nats": float(curve.paired_stderr[metric][i]) for metric in BANDED}
+    margins = [
+        {f"{metric}_margin95_of_change_nats": float(curve.margins[metric][i]) for metric in BANDED}
         for curve in study.curves
         for i in range(len(curve.rows))
     ]
     table = study.columns([f"{metric}_nats" for metric in BANDED])
-    return figure, [row | error for row, error in zip(table, errors, strict=True)]
+    return figure, [row | margin for row, margin in zip(table, margins, strict=True)]
 
 
 def theory_terms(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
@@ -197,7 +196,7 @@ def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     signs = {
         "response_tokens_mean": ("response length", "tokens"),
         "truncated_fraction": ("cut at the length limit", "share of responses"),
-        "repetition_fraction": ("repetition", "share of responses"),
+        "repetition_fraction": ("repetition", "share of 3-grams"),
         "distinct_2": ("distinct bigrams", "distinct / all"),
         "student_entropy_nats_per_token": ("entropy", "nats per token"),
         "kl_from_start_nats": ("distance from its own start", "nats per sequence"),
@@ -227,11 +226,11 @@ def time_spent(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         ("arm", label): {p: _mean([c.rows[-1]["seconds"].get(p) for c in study.curves_of(label)]) for p in phases}
         for label in study.labels
     }
-    bars |= {
-        ("stage", stage): {stage: _mean([run.manifest["stage_seconds"].get(stage) for run in study.runs])}
-        for stage in stages
-        if stage != "arms"
-    }
+    for stage in stages:
+        seconds = _mean([run.manifest["stage_seconds"].get(stage) for run in study.runs])
+        # The arms have their own bars, and what took no time needs none.
+        if stage != "arms" and seconds >= 0.05:
+            bars["stage", stage] = {stage: seconds}
     colours = {phase: PHASE_COLOURS[i % len(PHASE_COLOURS)] for i, phase in enumerate(phases)}
     handles = [Patch(color=colours[phase], label=_PHASE_NAMES.get(phase) or short(phase)) for phase in phases]
     names = [
@@ -266,7 +265,7 @@ FIGURES: dict[str, FigureSpec] = {
         "Each path starts at the open circle and follows the arrows. Left is closer to the teacher, down is closer "
         "to the truth. A healthy path goes left and down. A path that goes left and up is teacher hacking: the "
         "student pleases the teacher at the cost of the truth. A student that became the teacher exactly would sit "
-        "at the left edge, on the line d(oracle, teacher).",
+        "at proxy 0, on the line d(oracle, teacher).",
     ),
     "training_curves": FigureSpec(
         training_curves,
@@ -402,7 +401,7 @@ def _draw_label(
         for curve in curves:
             axes.plot(place(curve[x]), curve[y], color=colour, lw=0.7, alpha=0.6, ls=style.get("ls", "-"))
     elif band:
-        half = _Z95 * curves[0].paired_stderr[band]
+        half = curves[0].margins[band]
         axes.fill_between(place(curves[0][x]), curves[0][y] - half, curves[0][y] + half, color=colour, alpha=0.2, lw=0)
     mean_x, mean_y = place(study.mean(label, x)), study.mean(label, y)
     style = {"marker": _marker(study, label), "markevery": max(1, len(mean_x) // 20)} | style

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from assay.errors import AssayError
+from assay import runs
 from assay.report.figures import FIGURES, PALETTE, draw, readable, slot
 from assay.report.tables import Curve, Row, Run, Study, numbers, read_study, to_csv, visible
 
@@ -57,10 +56,8 @@ def write_report(run_directories: Sequence[Path], out: Path) -> Path:
     is touched when the runs cannot be read.
 
     Raises:
-        AssayError: ``out`` is a file, or the runs cannot be read (see ``tables.read_study``).
+        AssayError: the runs cannot be read (see ``tables.read_study``), or ``out`` cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise AssayError(f"{out} is a file: the report needs a directory, name another")
     study = read_study(run_directories)
     files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
     pictures = []
@@ -75,7 +72,7 @@ def write_report(run_directories: Sequence[Path], out: Path) -> Path:
         pictures[-1] |= {"wide": _inline(wide), "narrow": _inline(narrow)}
     files["report.html"] = render(study, pictures)
     for name, text in files.items():
-        _replace(out / name, text)
+        runs.write_text(out / name, text)
     return out / "report.html"
 
 
@@ -147,7 +144,7 @@ def unfinished(study: Study) -> list[str]:
         finished = {arm["source"] for arm in run.summary["arms"]}
         evaluations = {row["arm"]: row["step"] for row in run.metrics}
         missing = [
-            f"{readable(arm)} (step {evaluations[arm]:,})" if arm in evaluations else f"{readable(arm)} (not started)"
+            readable(arm) + (f" (step {evaluations[arm]:,})" if arm in evaluations else "")
             for arm in run.arm_names
             if arm not in finished
         ]
@@ -201,8 +198,8 @@ def sparkline(values: np.ndarray, limits: tuple[float, float], width: int = 220,
 def samples(study: Study, run: Run) -> list[Row]:
     """The first held-out prompts of a run, each with its responses: shared ones, then one row per arm."""
     held_out = run.responses.filter(pc.field("split") == "held_out")
-    by_student = held_out.filter(pc.field("writer") == "student")["prompt_id"].unique()
-    chosen = (by_student if len(by_student) else held_out["prompt_id"].unique())[:NUM_SAMPLE_PROMPTS]
+    by_arms = held_out.filter(pc.field("arm") != "")["prompt_id"].unique()
+    chosen = (by_arms if len(by_arms) else held_out["prompt_id"].unique())[:NUM_SAMPLE_PROMPTS]
     rows = held_out.filter(pc.field("prompt_id").isin(chosen.to_pylist())).to_pylist()
     # One seed of each label: the page shows examples, the parquet file holds them all.
     first = {curve.label: curve for curve in reversed(study.curves) if curve.run is run}
@@ -227,7 +224,7 @@ def samples(study: Study, run: Run) -> list[Row]:
 
 
 def provenance(run: Run) -> Row:
-    """Where the numbers of a run come from, and the command that makes them again."""
+    """Where the numbers of a run come from, and the commands that make them again."""
     manifest = run.manifest
     commit = manifest["commit"] or "not in a git repository"
     facts = {
@@ -248,12 +245,12 @@ def provenance(run: Run) -> Row:
             "hardware": manifest["hardware"],
         },
         "config": json.dumps(manifest["config"], indent=2, ensure_ascii=False),
-        "command": reproduce_command(manifest),
+        "command": recipe_command(manifest),
     }
 
 
-def reproduce_command(manifest: Row) -> str:
-    """The shell command that runs the recipe again with the same seed, on the same version."""
+def recipe_command(manifest: Row) -> str:
+    """The shell command that runs the same recipe with the same seed, as far as no field was overridden."""
     recipe = manifest["recipe"]
     verb = ["assay", "quickstart"] if recipe == "quickstart" else ["assay", "run", recipe]
     return shlex.join([*verb, "--seed", str(manifest["seed"])])
@@ -337,14 +334,3 @@ def _inline(svg: str) -> Markup:
     for name, colour in PALETTE.items():
         rest = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", rest)
     return Markup(f"{head}>{rest}")
-
-
-def _replace(path: Path, text: str) -> None:
-    # Written beside its place, then moved: a reader never sees half a file.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assay.errors import AssayError, unknown_name
+from assay.statistics import paired_difference, t_interval
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -146,8 +147,8 @@ class Run:
 class Curve:
     """One arm at one seed of one run: its evaluations in order of step.
 
-    ``paired_stderr[metric]`` is the standard error (nats) of the metric's mean difference to the first step,
-    over prompts, one value per row; NaN where it is unknown. ``summary`` is None until the arm has finished.
+    ``margins[metric]`` is half the width (nats) of the 95 % interval of the metric's change since the first step,
+    one value per row; NaN where it is unknown. ``summary`` is None until the arm has finished.
     Rows carry one column that the files do not: ``oracle_term_nats`` = golden − d(oracle, teacher).
     """
 
@@ -157,7 +158,7 @@ class Curve:
     seed: int
     rows: tuple[Row, ...]
     summary: Row | None
-    paired_stderr: dict[str, np.ndarray]
+    margins: dict[str, np.ndarray]
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The column ``key`` as floats; a value that is null or infinite is NaN."""
@@ -284,10 +285,11 @@ def read_run(directory: Path) -> Run:
     )
 
 
-def paired_stderr(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[int, float]:
-    """sd over prompts of (value at step - value at the first step) / sqrt(prompts), in nats, by step.
+def paired_margins(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[int, float]:
+    """Half the width of the 95 % interval of (value at step - value at the first step), in nats, by step.
 
-    Several responses to one prompt count as their mean. NaN with fewer than two prompts: unknown is not zero.
+    Paired over prompts; several responses to one prompt count as their mean. NaN for a single prompt: unknown is
+    not zero. Raises AssayError when the prompts change from step to step.
     """
     chosen = (pc.field("arm") == arm) & (pc.field("seed") == seed)
     rows = probe.filter(chosen & (pc.field("metric") == metric))
@@ -304,9 +306,8 @@ def paired_stderr(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[int
     if len(prompts) < 2:
         return {int(step): np.nan for step in steps}
     values_SP = per_prompt["value_nats_mean"].to_numpy().reshape(len(steps), len(prompts))
-    with np.errstate(invalid="ignore"):
-        stderr = np.std(values_SP - values_SP[0], axis=1, ddof=1) / np.sqrt(len(prompts))
-    return {int(step): float(value) for step, value in zip(steps, stderr, strict=True)}
+    changes = [t_interval(paired_difference(values_P, values_SP[0])) for values_P in values_SP]
+    return {int(step): change.high - change.value for step, change in zip(steps, changes, strict=True)}
 
 
 def numbers(study: Study) -> Table:
@@ -352,14 +353,14 @@ def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
         raise AssayError(f"{run.directory / 'metrics.jsonl'} has two evaluations of {arm!r} at the same step")
     found = [entry for entry in run.summary["arms"] if entry["source"] == arm and entry["seed"] == seed]
     summary = found[-1] if found else None
-    stderr = {}
+    margins = {}
     for metric in BANDED:
-        by_step = paired_stderr(run.probe, arm, seed, metric)
+        by_step = paired_margins(run.probe, arm, seed, metric)
         if summary is not None and not by_step:
             raise AssayError(f"{run.directory / 'probe.parquet'} has no {metric!r} of {arm!r}, seed {seed}")
         # An arm that is still going has its parquet rows written later than its metrics.
-        stderr[metric] = np.array([by_step.get(step, np.nan) for step in steps])
-    return Curve(label, run, arm, seed, tuple(rows), summary, stderr)
+        margins[metric] = np.array([by_step.get(step, np.nan) for step in steps])
+    return Curve(label, run, arm, seed, tuple(rows), summary, margins)
 
 
 def _read_bytes(path: Path) -> bytes:

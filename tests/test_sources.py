@@ -1,0 +1,150 @@
+"""Who writes, how often anew, in which proportions, and what it costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny_models import gpt2
+
+from assay.config import SourceConfig
+from assay.data.sources import Mixture, ResponseSource
+from assay.errors import AssayError
+from assay.models.causal import CausalModel
+from assay.types import Batch, Dense, Prompt, Response
+
+PROMPTS = [Prompt(f"p{i}", "", (5 + i, 2, 3), "reference", (4, 6 + i, 0)) for i in range(8)]
+
+
+class CountingModel(CausalModel):
+    """A model that remembers how many sequences it scored and sampled."""
+
+    num_scored = 0
+    num_sampled = 0
+
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        self.num_scored += len(batch)
+        return super().log_probs(batch)
+
+    def sample(self, prompt_ids: Sequence[tuple[int, ...]], *arguments: object, **named: object):  # type: ignore[override,no-untyped-def]
+        self.num_sampled += len(prompt_ids)
+        return super().sample(prompt_ids, *arguments, **named)  # type: ignore[arg-type]
+
+
+def counting(seed: int) -> CountingModel:
+    model = gpt2(seed)
+    return CountingModel(model.module, model.name)
+
+
+def source(config: SourceConfig, teacher: CausalModel | None = None, **named: object) -> ResponseSource:
+    models = {"teacher": teacher or gpt2(1), "oracle": gpt2(3)}
+    return ResponseSource(config, PROMPTS, models, max_response_tokens=5, **named)  # type: ignore[arg-type]
+
+
+def epoch(mixture: Mixture, student: CausalModel, first_step: int) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Prompt → response over the two steps of one pass."""
+    pairs: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for step in (first_step, first_step + 1):
+        batch = mixture.batch(step, student)
+        pairs |= dict(zip(batch.prompt_ids, batch.response_ids, strict=True))
+    return pairs
+
+
+def test_every_pass_meets_every_pair_once_in_a_new_order() -> None:
+    drawn = source(SourceConfig("teacher"), completions_per_prompt=3)
+    student, orders = gpt2(2), []
+    for _ in range(2):
+        batch = drawn.draw(24, 0, student)
+        assert Counter(batch.prompt_ids) == {prompt.token_ids: 3 for prompt in PROMPTS}
+        orders.append(batch.prompt_ids)
+    assert orders[0] != orders[1]
+
+
+def test_completions_of_a_prompt_differ() -> None:
+    batch = source(SourceConfig("teacher"), completions_per_prompt=4).draw(32, 0, gpt2(2))
+    by_prompt: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True):
+        by_prompt.setdefault(prompt, set()).add(response)
+    assert sum(map(len, by_prompt.values())) > 24
+
+
+def test_offline_keeps_its_responses_and_asks_the_teacher_once() -> None:
+    teacher = counting(1)
+    mixture = Mixture([source(SourceConfig("teacher"), teacher)], 4)
+    first = epoch(mixture, gpt2(2), 0)
+    for step in (2, 4, 6):
+        assert epoch(mixture, gpt2(2), step) == first
+    assert (teacher.num_sampled, teacher.num_scored) == (8, 8)
+
+
+def test_online_teacher_writes_anew_every_pass_from_the_offline_start() -> None:
+    offline = epoch(Mixture([source(SourceConfig("teacher"))], 4), gpt2(2), 0)
+    online = Mixture([source(SourceConfig("teacher", 1))], 4)
+    first, second, third = (epoch(online, gpt2(2), step) for step in (0, 2, 4))
+    assert first == offline, "the first pass is common to both arms"
+    assert first != second != third
+
+
+def test_refresh_every_second_pass() -> None:
+    mixture = Mixture([source(SourceConfig("teacher", 2))], 4)
+    passes = [epoch(mixture, gpt2(2), 2 * i) for i in range(4)]
+    assert passes[0] == passes[1] != passes[2] == passes[3]
+
+
+def test_online_student_writes_what_the_student_says_now() -> None:
+    mixture = Mixture([source(SourceConfig("student", 1, "steps"))], 8)
+    for step, student in enumerate((gpt2(2), gpt2(7))):
+        batch = mixture.batch(step, student)
+        assert isinstance(batch.signal, Dense)
+        assert torch.allclose(batch.signal.log_p_NV, gpt2(1).log_probs(Batch(batch.prompt_ids, batch.response_ids)))
+    stored = mixture.sources[0]._stored.values()
+    assert {(s.response.writer, s.response.writer_step) for s in stored} == {("student", 1)}
+
+
+def test_stored_signal_equals_the_live_teacher() -> None:
+    drawn = source(SourceConfig("teacher"))
+    for _ in range(3):
+        batch = drawn.draw(4, 0, gpt2(2))
+        assert isinstance(batch.signal, Dense)
+        live = gpt2(1).log_probs(Batch(batch.prompt_ids, batch.response_ids))
+        assert torch.allclose(batch.signal.log_p_NV, live, atol=1e-5)
+
+
+def test_dataset_writer_gives_the_references() -> None:
+    batch = source(SourceConfig("dataset")).draw(8, 0, gpt2(2))
+    assert set(batch.response_ids) == {prompt.reference_ids for prompt in PROMPTS}
+    with pytest.raises(AssayError, match="one reference per prompt"):
+        source(SourceConfig("dataset"), completions_per_prompt=2)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.9, 0.1), (0.62, 0.27, 0.11), (0.999, 0.001)])
+def test_realised_fractions_are_exact(weights: tuple[float, ...]) -> None:
+    mixture = Mixture([source(SourceConfig("teacher", weight=w), signal=False) for w in weights], 7)
+    for step in range(60):
+        mixture.batch(step, gpt2(2))
+        total = 7 * (step + 1)
+        for drawn, weight in zip(mixture.sources, weights, strict=True):
+            assert abs(drawn.rows_drawn - weight * total) <= 1
+
+
+def test_tokens_are_counted_once() -> None:
+    drawn = source(SourceConfig("teacher"))
+    tokens = drawn.draw(8, 0, gpt2(2)).num_tokens
+    drawn.draw(8, 1, gpt2(2))
+    assert (drawn.counters.generated_tokens, drawn.counters.teacher_tokens) == (tokens, 2 * tokens)
+    by_student = source(SourceConfig("student", 1, "steps"))
+    tokens = by_student.draw(8, 0, gpt2(2)).num_tokens
+    assert (by_student.counters.generated_tokens, by_student.counters.teacher_tokens) == (tokens, tokens)
+
+
+def test_preloaded_responses_are_used_and_must_fit() -> None:
+    ready = [Response(p.id, (9, 0), "oracle", False) for p in PROMPTS]
+    drawn = source(SourceConfig("oracle"), signal=False)
+    drawn.preload(ready)
+    assert set(drawn.draw(8, 0, gpt2(2)).response_ids) == {(9, 0)}
+    with pytest.raises(AssayError, match="7 stored responses for 8 pairs"):
+        drawn.preload(ready[1:])
+    with pytest.raises(AssayError, match="belongs to prompt"):
+        drawn.preload(ready[::-1])

@@ -1,0 +1,71 @@
+"""The embedded text: what a prompt looks like, and that near-duplicates never straddle two splits."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from importlib import resources
+
+import pytest
+
+from assay.data.tasks import SPLITS, TASKS, corpus_rows, get_task, load_prompts, prompt_text
+from assay.errors import AssayError
+from assay.models.loading import load_tokenizer
+
+TASK = TASKS["define"]
+
+
+def test_no_lemma_and_no_gloss_is_in_two_splits() -> None:
+    splits_of: dict[str, set[str]] = {}
+    for row in corpus_rows(TASK):
+        gloss = re.sub(r"[^a-z0-9]+", " ", row["gloss"].lower()).strip()
+        for key in [f"lemma {lemma.lower()}" for lemma in row["lemmas"].split(", ")] + [f"gloss {gloss}"]:
+            splits_of.setdefault(key, set()).add(row["split"])
+    assert len(splits_of) > 200_000
+    assert [key for key, splits in splits_of.items() if len(splits) > 1] == []
+
+
+def test_the_splits_are_four_and_large_enough() -> None:
+    sizes = Counter(row["split"] for row in corpus_rows(TASK))
+    assert set(sizes) == set(SPLITS)
+    assert sizes["base"] > 60_000
+    assert min(sizes["oracle"], sizes["distillation"]) > 15_000
+    assert sizes["held_out"] > 6_000
+
+
+def test_the_corpus_is_small_and_carries_its_notice() -> None:
+    corpora = resources.files("assay.data.corpora")
+    assert len(corpora.joinpath(TASK.corpus).read_bytes()) < 3_000_000
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in corpora.joinpath("define.LICENSE.txt").read_text()
+
+
+def test_prompts_read_as_the_template_says_and_fit() -> None:
+    tokenizer = load_tokenizer("define-oracle")
+    prompts = load_prompts(TASK, "held_out", tokenizer, 16, 24, num_prompts=300)
+    assert all(re.fullmatch(r"(noun|verb|adjective|adverb): .+:", prompt.text) for prompt in prompts)
+    assert all(len(prompt.token_ids) <= 16 and len(prompt.reference_ids) <= 24 for prompt in prompts)
+    assert all(tokenizer.decode(prompt.token_ids) == prompt.text for prompt in prompts)
+    complete = [p for p in prompts if p.reference_ids[-1] == tokenizer.eos_token_id]
+    assert len(complete) > 100
+    assert all(tokenizer.decode(p.reference_ids[:-1]) == f" {p.reference}" for p in complete)
+
+
+def test_a_larger_selection_begins_with_the_smaller_and_a_seed_draws_another() -> None:
+    tokenizer = load_tokenizer("define-oracle")
+    small = load_prompts(TASK, "distillation", tokenizer, 16, 24, num_prompts=20, seed=1)
+    large = load_prompts(TASK, "distillation", tokenizer, 16, 24, num_prompts=50, seed=1)
+    other = load_prompts(TASK, "distillation", tokenizer, 16, 24, num_prompts=20, seed=2)
+    assert large[:20] == small != other
+
+
+def test_synonyms_are_dropped_until_the_prompt_fits() -> None:
+    row = {"part_of_speech": "noun", "lemmas": "dog, domestic dog, Canis familiaris", "gloss": "", "split": "base"}
+    assert prompt_text(TASK, row) == "noun: dog, domestic dog, Canis familiaris:"
+    assert prompt_text(TASK, row, 1) == "noun: dog:"
+
+
+def test_asking_for_too_many_prompts_or_an_unknown_task_is_refused() -> None:
+    with pytest.raises(AssayError, match="99999 were asked for"):
+        load_prompts(TASK, "held_out", load_tokenizer("define-oracle"), 16, 24, num_prompts=99_999)
+    with pytest.raises(AssayError, match="did you mean 'define'"):
+        get_task("defin")
