@@ -11,6 +11,6 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["assay.divergences", "assay.estimators", "assay.models"], "beartype.beartype")
 
-import torch
+import torch  # noqa: E402
 
 torch.set_num_threads(1)

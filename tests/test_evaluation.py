@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from tiny_models import gpt2
 
 from assay import evaluation
 from assay.config import ProbeConfig
@@ -15,6 +16,7 @@ from assay.models.causal import CausalModel
 from assay.models.exact import MarkovChain
 from assay.statistics import mean_estimate
 from assay.types import Prompt, Response
+from tiny_models import gpt2
 
 PROMPTS = [Prompt(f"p{i}", "", (1 + i % 20, 2, 3 + i % 5), "r", (4, 6, 0)) for i in range(40)]
 CONFIG = ProbeConfig(num_prompts=40, num_free_running=10, num_shown=3)
@@ -109,7 +111,7 @@ def test_evaluation_steps_begin_at_zero_end_at_the_end_and_spread_geometrically(
             assert len(steps) <= number or len(steps) == num_steps + 1
     steps = evaluation_steps(1000, 16)
     assert len(steps) == 16
-    ratios = [b / a for a, b in zip(steps[6:], steps[7:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(steps[6:])]
     assert max(ratios) < 1.3 * min(ratios)
 
 

@@ -81,6 +81,7 @@ def write_run(
     add_probe("", 0, "d_oracle_teacher", D_ORACLE_TEACHER + difficulty - difficulty.mean())
     for i in range(min(8, num_prompts)):
         add_response("", 0, i, "teacher", "seen only in distillation", split="distillation")
+        add_response("", 0, i, "student", "another draw at the start")
         for writer in ("dataset", "oracle", "teacher"):
             add_response("", 0, i, writer, f"{writer} writes {WORDS[i % 5]}")
     for number, arm in enumerate(arms):
@@ -461,6 +462,7 @@ def test_shows_six_held_out_prompts_with_everyones_responses(built: tuple[Path, 
     for writer in ("dataset", "oracle", "teacher"):
         assert samples.count(f"{writer} writes a small animal") == 2
     assert samples.count("student at the start") == 6
+    assert "another draw" not in samples, "samples of an arm share their random numbers, so they go together"
     assert "offline at 1200" in samples
     assert "online_teacher at 1200" in samples
     assert "seen only in distillation" not in words
@@ -596,6 +598,11 @@ def test_the_papers_sources_keep_their_colours_whatever_else_is_there(tmp_path: 
     many = tables.read_study([write_run(tmp_path / "many", names, num_prompts=4)])
     assert figures.slot(few, "online_student") == figures.slot(many, "online_student")
     assert len({figures.slot(many, name) for name in names}) == len(names)
+
+    crowd = [*names, *(f"arm {number}" for number in range(9))]
+    figure, _ = figures.convergence(tables.read_study([write_run(tmp_path / "crowd", crowd, num_prompts=4)]))
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(looks) == len(crowd), "every arm has a colour or a marker of its own"
 
 
 def test_unknown_numbers_are_dashes_and_gaps(tmp_path: Path) -> None:

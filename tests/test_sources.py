@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny_models import gpt2
 
 from assay.config import SourceConfig
 from assay.data.sources import Mixture, ResponseSource
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
 from assay.types import Batch, Dense, Prompt, Response
+from tiny_models import gpt2
 
 PROMPTS = [Prompt(f"p{i}", "", (5 + i, 2, 3), "reference", (4, 6 + i, 0)) for i in range(8)]
 

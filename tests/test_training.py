@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import gpt2
 from torch.optim import AdamW
 
 from assay.config import SourceConfig, TrainingConfig
@@ -16,6 +15,7 @@ from assay.errors import AssayError
 from assay.models.causal import CausalModel
 from assay.training import FitState, distillation_loss, fit, learning_rate_at, train_step
 from assay.types import Batch, Dense, Prompt
+from tiny_models import gpt2
 
 PROMPTS = [Prompt(f"p{i}", "", (5 + i, 2, 3)) for i in range(6)]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_models import EOS, gpt2
 from torch import Tensor
 
 from assay.config import TrainingConfig
@@ -14,6 +13,7 @@ from assay.divergences import forward_kl
 from assay.models.causal import CausalModel
 from assay.training import distillation_loss
 from assay.types import Batch, Dense
+from tiny_models import EOS, gpt2
 
 PROMPTS = [(5,), (7, 3, 9, 2), (4, 4), (11, 2, 8, 6, 1, 3), (6, 2)]
 RESPONSES = [(3, 8, EOS), (6,), (EOS,), (2, 9, 4, 7, EOS), (9, 9)]

@@ -45,7 +45,7 @@ def read_synsets(wordnet: Path) -> Iterator[dict[str, str]]:
 def first_sense(gloss: str) -> str:
     """The gloss up to its first semicolon, without remarks in parentheses and examples in quotation marks."""
     bare = re.sub(r"\s*\([^()]*\)", "", gloss)
-    return re.split(r'[;:]|\s*"', bare)[0].strip() or re.split(r'\s*"', gloss)[0].strip(' ;')
+    return re.split(r'[;:]|\s*"', bare)[0].strip() or re.split(r'\s*"', gloss)[0].strip(" ;")
 
 
 def near_duplicate_keys(row: dict[str, str]) -> list[str]:

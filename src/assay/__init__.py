@@ -1,0 +1,92 @@
+"""assay: how much gold is left in a distilled language model.
+
+The public names, by what they are for; each is imported when it is first used, so ``import assay`` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
+    from assay.diagnostics.verdict import Verdict, compare_final, excess_over, judge
+    from assay.divergences import DIVERGENCES, divergence
+    from assay.errors import AssayError
+    from assay.estimators import ESTIMATORS
+    from assay.evaluation import Probe, build_probe
+    from assay.experiment import run_experiment
+    from assay.models.causal import CausalModel
+    from assay.models.exact import HiddenMarkovModel, MarkovChain
+    from assay.models.language_model import LanguageModel
+    from assay.models.loading import load_model, load_tokenizer
+    from assay.recipes import get_recipe
+    from assay.report.html import write_report
+    from assay.statistics import Estimate, Interval
+    from assay.training import distillation_loss, fit, train_step
+    from assay.types import Batch, Prompt, Response
+
+_HOME = {
+    "assay.config": ("ArmConfig", "Experiment", "SourceConfig", "TrainingConfig"),
+    "assay.recipes": ("get_recipe",),
+    "assay.experiment": ("run_experiment",),
+    "assay.report.html": ("write_report",),
+    "assay.types": ("Batch", "Prompt", "Response"),
+    "assay.models.language_model": ("LanguageModel",),
+    "assay.models.causal": ("CausalModel",),
+    "assay.models.loading": ("load_model", "load_tokenizer"),
+    "assay.models.exact": ("HiddenMarkovModel", "MarkovChain"),
+    "assay.divergences": ("DIVERGENCES", "divergence"),
+    "assay.estimators": ("ESTIMATORS",),
+    "assay.training": ("distillation_loss", "fit", "train_step"),
+    "assay.evaluation": ("Probe", "build_probe"),
+    "assay.diagnostics.verdict": ("Verdict", "compare_final", "excess_over", "judge"),
+    "assay.statistics": ("Estimate", "Interval"),
+    "assay.errors": ("AssayError",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__version__ = metadata.version("assay")
+__all__ = [
+    "DIVERGENCES",
+    "ESTIMATORS",
+    "ArmConfig",
+    "AssayError",
+    "Batch",
+    "CausalModel",
+    "Estimate",
+    "Experiment",
+    "HiddenMarkovModel",
+    "Interval",
+    "LanguageModel",
+    "MarkovChain",
+    "Probe",
+    "Prompt",
+    "Response",
+    "SourceConfig",
+    "TrainingConfig",
+    "Verdict",
+    "build_probe",
+    "compare_final",
+    "distillation_loss",
+    "divergence",
+    "excess_over",
+    "fit",
+    "get_recipe",
+    "judge",
+    "load_model",
+    "load_tokenizer",
+    "run_experiment",
+    "train_step",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'assay' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

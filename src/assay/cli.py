@@ -30,7 +30,10 @@ def quickstart(seed: int = 0, out: Path | None = None) -> None:
     _run(dataclasses.replace(get_recipe("quickstart"), seed=seed), out)
 
 
-def run(recipe: Positional[str], overrides: Annotated[tuple[str, ...], Positional, arg(metavar="[--FLAGS]")] = ()) -> None:
+def run(
+    recipe: Positional[str],
+    overrides: Annotated[tuple[str, ...], Positional, arg(metavar="[--FLAGS]")] = (),
+) -> None:
     """Run a recipe or a config file (YAML or JSON), with any field overridden: `assay run RECIPE --help` lists them.
 
     Args:

@@ -1,7 +1,7 @@
 """The config tree: frozen dataclasses, the same for Python, config files and command-line flags.
 
-Importing this module is cheap: no torch, no transformers, and the config reader only once a file is read. ``load`` is strict: an unknown field is an error
-that names the nearest field.
+Importing this module is cheap: no torch, no transformers, and the config reader only once a file is read.
+``load`` is strict: an unknown field is an error that names the nearest field.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,10 +47,10 @@ class ModelsConfig:
 class TrainingConfig:
     """One training loop: AdamW, warm-up, a schedule, clipping, a token-normalised divergence."""
 
-    num_steps: int = 1000
+    num_steps: int = 300
     batch_size: int = 64
     num_micro_batches: int = 1
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     warmup_steps: int = 20
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     betas: tuple[float, float] = (0.9, 0.95)
@@ -232,6 +233,8 @@ def validate(experiment: Experiment) -> None:
     if len(set(names)) < len(names):
         raise AssayError(f"two arms have the same name: {names}")
     for arm in experiment.arms:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", arm.name):
+            raise AssayError(f"arm {arm.name!r} names a folder: use letters, digits, '_', '-' and '.'")
         if not arm.sources or any(source.weight <= 0 for source in arm.sources):
             raise AssayError(f"arm {arm.name!r} needs at least one source, each with a positive weight")
         if any(source.refresh_every is not None and source.refresh_every < 1 for source in arm.sources):

@@ -148,7 +148,7 @@ class Probe:
         proxy = next(s for s in sets if s.metric == "proxy")
         assert proxy.walker is not None
         self._teacher_entropy = proxy.against(proxy.walker)[1]
-        self._free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_free_running]
+        self.free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_free_running]
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
@@ -165,7 +165,7 @@ class Probe:
         samples = write_responses(
             student,
             "student",
-            self._free_prompts,
+            self.free_prompts,
             self._max_response_tokens,
             purpose="free_running",
             seed=self._seed,

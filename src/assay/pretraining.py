@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ def build_base(base: bases.Base, work: Path, progress: Callable[[str], None]) ->
     return path
 
 
-def build_bases(names: list[str], work: Path, progress: Callable[[str], None]) -> None:
+def build_bases(names: Sequence[str], work: Path, progress: Callable[[str], None]) -> None:
     """Builds the named bases one after the other with one thread; interrupted, it goes on where it stopped."""
     torch.set_num_threads(1)
     for name in names:

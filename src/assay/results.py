@@ -38,7 +38,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
     """Judges these arms and writes summary.json (schema assay.summary/1)."""
     probe = pq.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
-    distance = probe.filter(pc.equal(probe["metric"], "d_oracle_teacher"))["value_nats"].to_numpy()
+    distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
     golden_SP = per_prompt(probe, arms[0], "golden")[1]
     proxy_SP = per_prompt(probe, arms[0], "proxy")[1]
     summary = {
@@ -58,8 +58,9 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
 
 def per_prompt(probe: pa.Table, arm: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps [S] and values [S, P] of one metric of one arm; the same prompt in each column."""
-    mask = pc.and_(pc.equal(probe["arm"], arm), pc.equal(probe["metric"], metric))
-    rows = probe.filter(mask).sort_by([("step", "ascending"), ("prompt_id", "ascending")])
+    rows = probe.filter((pc.field("arm") == arm) & (pc.field("metric") == metric)).sort_by(
+        [("step", "ascending"), ("prompt_id", "ascending")]
+    )
     steps_S = np.unique(rows["step"].to_numpy())
     return steps_S, rows["value_nats"].to_numpy().reshape(len(steps_S), -1)
 

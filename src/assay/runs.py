@@ -75,7 +75,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -112,10 +116,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a log; a torn last line (the process was killed while writing) is left out."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    complete = [line for line in lines if line.endswith("\n")]
     try:
-        return [json.loads(line) for line in complete]
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
     except ValueError as error:
         raise AssayError(f"{str(path)!r} holds a line that is not JSON ({error})") from error
 

@@ -10,28 +10,20 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from assay import runs
-from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
+from assay.config import Experiment, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
 from assay.data.tasks import Split, get_task, load_prompts
 from assay.errors import AssayError
-from assay.evaluation import (
-    Evaluation,
-    FrozenSet,
-    PerPrompt,
-    Probe,
-    build_probe,
-    evaluation_steps,
-    write_responses,
-)
+from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
 from assay.models.loading import check_same_vocabulary, load_model, load_tokenizer, random_model
-from assay.training import FitState, fit, learning_rate_at, save_model
+from assay.recorder import Recorder, probe_table
+from assay.training import fit, save_model
 from assay.types import Progress, Prompt, Response, Writer
 
 Report = Callable[[Progress], None]
@@ -124,6 +116,7 @@ def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num
         responses += _answer(work, oracle, "oracle", prompts[start : start + 512], "stage_one")
     if shard == 0:
         _write_held_out(work, oracle, "oracle")
+        _write_references(work, oracle.eos_token_id)
     runs.write_table(path, responses_table(prompts, responses, work.tokenizer, split="oracle", seed=experiment.seed))
 
 
@@ -186,7 +179,11 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     signal = training.divergence != "hard_labels"
     sources = [_source(work, config, prompts, models, counters, signal) for config in arm.sources]
     mixture = Mixture(sources, training.batch_size)
-    recorder = _Recorder(work, arm, mixture, counters, models, report)
+    train_pairs = _train_pairs(work, mixture, models["teacher"])
+    table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
+    runs.write_table(arm_folder / "train_pairs.parquet", table)
+    probe = _build_probe(work, train_pairs, models)
+    recorder = Recorder(experiment, name, arm_folder, probe, mixture, work.tokenizer, report)
     state = fit(
         student,
         mixture,
@@ -198,117 +195,14 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     runs.write_json(arm_folder / "finished.json", {"step": state.step})
 
 
-class _Recorder:
-    """Evaluates the student at the scheduled steps and writes what it finds into the arm's folder."""
-
-    def __init__(
-        self,
-        work: Workspace,
-        arm: ArmConfig,
-        mixture: Mixture,
-        counters: Counters,
-        models: Mapping[Writer, LanguageModel],
-        report: Report,
-    ) -> None:
-        self.work, self.arm, self.mixture, self.counters, self.models = work, arm, mixture, counters, models
-        self.report = report
-        self.training = work.experiment.distillation.training
-        self.steps = set(evaluation_steps(self.training.num_steps, work.experiment.probe.num_evaluations))
-        self.log = work.arm(arm.name) / "metrics.jsonl"
-        self.probe: Probe | None = None
-        self.recorded: set[int] = set()
-        self.latest: dict[str, float | None] = {}
-
-    def __call__(self, state: FitState, student: CausalModel) -> None:
-        if self.probe is None:
-            self._begin(state)
-        if state.step in self.steps and state.step not in self.recorded:
-            self._record(state, student)
-        if state.step % 5 == 0 or state.step == self.training.num_steps:
-            golden, proxy = self.latest.get("golden_nats"), self.latest.get("proxy_nats")
-            self.report(Progress(self.arm.name, state.step, self.training.num_steps, golden, proxy))
-
-    def _begin(self, state: FitState) -> None:
-        """What a killed run had recorded beyond its last checkpoint is dropped: it will be repeated."""
-        runs.keep_records(self.log, lambda record: record["step"] <= state.step)
-        self.recorded = {record["step"] for record in runs.read_records(self.log)}
-        prompts, responses = _train_pairs(self.work, self.mixture, self.models["teacher"])
-        self._write_samples("train_pairs.parquet", prompts, responses, "distillation")
-        self.probe = _build_probe(self.work, (prompts, responses), self.models)
-
-    def _record(self, state: FitState, student: CausalModel) -> None:
-        assert self.probe is not None
-        before = self.probe.seconds
-        found = self.probe.evaluate(student, state.step)
-        spent = self.probe.seconds - before
-        state.seconds["probe"] = state.seconds.get("probe", 0.0) + spent
-        self.latest = found.means
-        since = [step for step in self.steps if step < state.step]
-        losses = state.losses[max(since) :] if since else []
-        folder = self.work.arm(self.arm.name)
-        runs.write_table(folder / "probe" / f"{state.step:08d}.parquet", self._values(found, state.step))
-        shown = self.work.held_out()[: len(found.samples)]
-        self._write_samples(f"samples/{state.step:08d}.parquet", shown, found.samples, "held_out")
-        identity = {
-            "arm": self.arm.name,
-            "seed": self.work.experiment.seed,
-            "step": state.step,
-            "epoch": state.step * self.training.batch_size / self.mixture.num_pairs,
-        }
-        progress = {
-            "train_loss_nats_per_token": sum(losses) / len(losses) if losses else None,
-            "learning_rate": learning_rate_at(max(state.step - 1, 0), self.training),
-            "generated_tokens": self.counters.generated_tokens,
-            "teacher_tokens": self.counters.teacher_tokens,
-            "seconds": {
-                "sample": self.counters.sample_seconds,
-                "teacher": self.counters.teacher_seconds,
-                "student": state.seconds["student"],
-                "probe": state.seconds["probe"],
-            },
-        }
-        runs.append_record(self.log, identity | found.means | progress)
-        self.recorded.add(state.step)
-
-    def _write_samples(self, name: str, prompts: Sequence[Prompt], responses: Sequence[Response], split: Split) -> None:
-        table = responses_table(
-            prompts,
-            responses,
-            self.work.tokenizer,
-            split=split,
-            seed=self.work.experiment.seed,
-            arm=self.arm.name,
-        )
-        runs.write_table(self.work.arm(self.arm.name) / name, table)
-
-    def _values(self, found: Evaluation, step: int) -> pa.Table:
-        seed = self.work.experiment.seed
-        return pa.concat_tables([probe_table(v, arm=self.arm.name, seed=seed, step=step) for v in found.per_prompt])
-
-
-def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:
-    """Rows of probe.parquet: one for each prompt of one metric at one evaluation."""
-    count = len(values.prompt_ids)
-    return pa.table(
-        {
-            "arm": pa.array([arm] * count),
-            "seed": pa.array([seed] * count, pa.int64()),
-            "step": pa.array([step] * count, pa.int64()),
-            "metric": pa.array([values.metric] * count),
-            "prompt_id": pa.array(values.prompt_ids),
-            "value_nats": pa.array(values.value_nats, pa.float64()),
-            "num_tokens": pa.array(values.num_tokens, pa.int32()),
-        }
-    )
-
-
 def _build_probe(
     work: Workspace,
     train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
     models: Mapping[Writer, LanguageModel],
 ) -> Probe:
     experiment = work.experiment
-    responses = {role: work.held_out_responses(role) for role in ("oracle", "teacher", "student")}
+    roles: tuple[Writer, ...] = ("oracle", "teacher", "student")
+    responses: dict[Writer, list[Response]] = {role: work.held_out_responses(role) for role in roles}
     return build_probe(
         {**models, "student": work.tuned("student")},
         work.held_out(),
@@ -378,3 +272,11 @@ def _write_held_out(work: Workspace, model: LanguageModel, role: Writer) -> None
         responses = _answer(work, model, role, prompts, "held_out")
     table = responses_table(prompts, responses, work.tokenizer, split="held_out", seed=work.experiment.seed)
     runs.write_table(work.stage_one / f"held_out-{role}.parquet", table)
+
+
+def _write_references(work: Workspace, eos_token_id: int) -> None:
+    """The human references of the held-out prompts, beside what the models answer."""
+    prompts = [prompt for prompt in work.held_out() if prompt.reference_ids]
+    texts = [Response(p.id, p.reference_ids, "dataset", p.reference_ids[-1] != eos_token_id) for p in prompts]
+    table = responses_table(prompts, texts, work.tokenizer, split="held_out", seed=work.experiment.seed)
+    runs.write_table(work.stage_one / "held_out-dataset.parquet", table)

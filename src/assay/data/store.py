@@ -51,7 +51,7 @@ def responses_table(
             "prompt": prompt.text,
             "split": split,
             "writer": response.writer,
-            "text": tokenizer.decode(response.token_ids, skip_special_tokens=True).strip(),
+            "text": str(tokenizer.decode(list(response.token_ids), skip_special_tokens=True)).strip(),
             "token_ids": response.token_ids,
             "num_tokens": len(response.token_ids),
             "truncated": response.truncated,

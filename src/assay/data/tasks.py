@@ -119,8 +119,7 @@ def _to_prompt(
             break
     else:
         return None
-    reference_ids = tokenizer.encode(" " + row[task.reference], add_special_tokens=False)
-    reference_ids.append(tokenizer.eos_token_id)
+    reference_ids = tokenizer.encode(f" {row[task.reference]}{tokenizer.eos_token}", add_special_tokens=False)
     return Prompt(
         id=f"{task.name}-{index:06d}",
         text=text,

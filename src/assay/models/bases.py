@@ -26,8 +26,8 @@ BASES: dict[str, Base] = {
     base.name: base
     for base in (
         Base("define-oracle", "define", 3, 128, epochs=2.0, learning_rate=2e-3, seed=1),
-        Base("define-teacher", "define", 3, 96, epochs=0.6, learning_rate=1e-3, seed=2),
-        Base("define-student", "define", 2, 64, epochs=0.8, learning_rate=1e-3, seed=3),
+        Base("define-teacher", "define", 3, 96, epochs=1.5, learning_rate=2e-3, seed=2),
+        Base("define-student", "define", 2, 64, epochs=1.4, learning_rate=2e-3, seed=3),
     )
 }
 

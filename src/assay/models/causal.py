@@ -31,8 +31,8 @@ class CausalModel:
         self.module = module
         self.name = name
         self.eos_token_id = eos
-        head: Any = module.get_output_embeddings()
-        self.vocab_size = int(head.weight.shape[0])
+        self._output_embeddings: Any = module.get_output_embeddings()
+        self.vocab_size = int(self._output_embeddings.weight.shape[0])
         self.max_context_tokens = int(module.config.max_position_embeddings)
         self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
         self._logit_scale: float = getattr(module.config, "logit_scale", 1.0) or 1.0
@@ -147,7 +147,7 @@ class CausalModel:
         return input_ids_BT.to(self.device), mask_BT.to(self.device), positions_BT.to(self.device)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self.module.get_output_embeddings()(hidden) * self._logit_scale
+        logits = self._output_embeddings(hidden) * self._logit_scale
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits

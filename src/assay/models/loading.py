@@ -29,7 +29,7 @@ def load_model(name: str, device: str = "cpu") -> CausalModel:
         )
     except (OSError, ValueError) as error:
         raise _cannot_load("model", name, error) from error
-    return CausalModel(module.to(device).eval(), name)
+    return CausalModel(module.to(device).eval(), name)  # pyright: ignore[reportArgumentType]
 
 
 def random_model(name: str, seed: int, device: str = "cpu") -> CausalModel:
@@ -39,7 +39,8 @@ def random_model(name: str, seed: int, device: str = "cpu") -> CausalModel:
     except (OSError, ValueError) as error:
         raise _cannot_load("model", name, error) from error
     torch.manual_seed(seed)
-    return CausalModel(AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).eval(), name)
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return CausalModel(module.to(device).eval(), name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -288,10 +288,12 @@ def _num_prompts(run: Run) -> int:
 
 
 def _student_cells(curve: Curve, rows: list[Row]) -> list[Row]:
+    mine = [row for row in rows if row["writer"] == "student" and row["arm"] in ("", curve.arm)]
+    # Samples of the arm itself come first: they share their random numbers from step to step.
+    mine.sort(key=lambda row: row["arm"] == "")
     written: dict[int, Row] = {}
-    for row in rows:
-        own = row["arm"] == curve.arm and row["seed"] == curve.seed
-        if row["writer"] == "student" and (own or row["arm"] == ""):
+    for row in mine:
+        if row["arm"] == "" or row["seed"] == curve.seed:
             written.setdefault(row["step"], row)
     if not written:
         return []

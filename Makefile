@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# tiny models run fastest with one thread per process
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: quickstart test test-all lint bench clean
+
+quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
+	$(BIN)/assay quickstart
+
+test: .venv/.installed-dev  ## the default suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.installed-dev  ## the default suite and the slow tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev  ## style, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/.installed  ## speed on this machine, as ratios
+	$(BIN)/python benchmarks/speed.py
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,118 @@
+"""What an arm leaves on disk while it trains: metrics, per-prompt values, samples, the best student so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from assay import runs
+from assay.config import Experiment
+from assay.data.sources import Mixture
+from assay.data.store import responses_table
+from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
+from assay.models.causal import CausalModel
+from assay.training import FitState, learning_rate_at, save_model
+from assay.types import Progress
+
+
+class Recorder:
+    """Evaluates the student at the scheduled steps; handed to ``fit`` as ``before_step``.
+
+    Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
+    keeps the student of the lowest golden so far in ``best``. A resumed arm drops what it had recorded beyond
+    its last checkpoint, which it will repeat.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        arm: str,
+        folder: Path,
+        probe: Probe,
+        mixture: Mixture,
+        tokenizer: PreTrainedTokenizerBase,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self.experiment, self.arm, self.folder = experiment, arm, folder
+        self.probe, self.mixture, self.tokenizer, self.report = probe, mixture, tokenizer, report
+        self.training = experiment.distillation.training
+        self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
+        self.log = folder / "metrics.jsonl"
+        self.records: list[dict[str, Any]] | None = None
+
+    def __call__(self, state: FitState, student: CausalModel) -> None:
+        """Evaluates if this step is due, and says where the arm stands."""
+        if self.records is None:
+            runs.keep_records(self.log, lambda record: record["step"] <= state.step)
+            self.records = runs.read_records(self.log)
+        if state.step in self.steps and state.step not in {record["step"] for record in self.records}:
+            self.records.append(self._evaluate(state, student))
+        if state.step % 5 == 0 or state.step == self.training.num_steps:
+            latest = self.records[-1]
+            curves = latest["golden_nats"], latest["proxy_nats"]
+            self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
+
+    def _evaluate(self, state: FitState, student: CausalModel) -> dict[str, Any]:
+        before = self.probe.seconds
+        found = self.probe.evaluate(student, state.step)
+        state.seconds["probe"] = state.seconds.get("probe", 0.0) + self.probe.seconds - before
+        self._write_tables(found, state.step)
+        golden = found.means["golden_nats"]
+        if all(golden <= record["golden_nats"] for record in self.records or ()):
+            runs.write_atomically(self.folder / "best", lambda path: save_model(student, path))
+        record = self._identity(state) | found.means | self._expenses(state)
+        runs.append_record(self.log, record)
+        return record
+
+    def _identity(self, state: FitState) -> dict[str, Any]:
+        return {
+            "arm": self.arm,
+            "seed": self.experiment.seed,
+            "step": state.step,
+            "epoch": state.step * self.training.batch_size / self.mixture.num_pairs,
+        }
+
+    def _expenses(self, state: FitState) -> dict[str, Any]:
+        """Loss since the evaluation before, tokens and seconds since the start."""
+        losses = state.losses[max((step for step in self.steps if step < state.step), default=0) :]
+        counters = self.mixture.sources[0].counters
+        return {
+            "train_loss_nats_per_token": sum(losses) / len(losses) if losses else None,
+            "learning_rate": learning_rate_at(max(state.step - 1, 0), self.training),
+            "generated_tokens": counters.generated_tokens,
+            "teacher_tokens": counters.teacher_tokens,
+            "seconds": {
+                "sample": counters.sample_seconds,
+                "teacher": counters.teacher_seconds,
+                "student": state.seconds["student"],
+                "probe": state.seconds["probe"],
+            },
+        }
+
+    def _write_tables(self, found: Evaluation, step: int) -> None:
+        seed = self.experiment.seed
+        values = [probe_table(v, arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
+        runs.write_table(self.folder / "probe" / f"{step:08d}.parquet", pa.concat_tables(values))
+        shown = self.probe.free_prompts[: len(found.samples)]
+        samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
+        runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
+
+
+def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:
+    """Rows of probe.parquet: one for each prompt of one metric at one evaluation."""
+    count = len(values.prompt_ids)
+    return pa.table(
+        {
+            "arm": pa.array([arm] * count),
+            "seed": pa.array([seed] * count, pa.int64()),
+            "step": pa.array([step] * count, pa.int64()),
+            "metric": pa.array([values.metric] * count),
+            "prompt_id": pa.array(values.prompt_ids),
+            "value_nats": pa.array(values.value_nats, pa.float64()),
+            "num_tokens": pa.array(values.num_tokens, pa.int32()),
+        }
+    )

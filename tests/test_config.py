@@ -1,0 +1,98 @@
+"""Config files, hashes and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from assay.config import ArmConfig, Experiment, SourceConfig, config_hash, from_dict, load, to_dict, validate
+from assay.errors import AssayError
+from assay.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_survives_the_trip_through_a_file(name: str, tmp_path: Path) -> None:
+    experiment = get_recipe(name)
+    validate(experiment)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(experiment)))
+    assert load(path) == experiment
+    assert config_hash(load(path)) == config_hash(experiment)
+
+
+def test_a_yaml_file_may_give_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 3\ndistillation: {num_prompts: 600, training: {learning_rate: 0.01}}\n")
+    experiment = load(path)
+    assert (experiment.seed, experiment.distillation.num_prompts) == (3, 600)
+    assert experiment.distillation.training.learning_rate == 0.01
+    assert experiment.probe == Experiment().probe
+
+
+def test_hash_depends_on_every_level() -> None:
+    base = Experiment()
+    task = dataclasses.replace(base.task, max_prompt_tokens=17)
+    assert len({config_hash(e) for e in (base, Experiment(seed=1), dataclasses.replace(base, task=task))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sede": 1}, r"unknown field in the config 'sede': did you mean 'seed'"),
+        (
+            {"distillation": {"num_promts": 1}},
+            r"unknown field in distillation 'num_promts': did you mean 'num_prompts'",
+        ),
+        ({"distillation": {"training": {"lr": 1}}}, r"unknown field in distillation.training 'lr'"),
+        ({"seed": "one"}, r"config field 'seed': expected int, got 'one'"),
+        ({"seed": 1.5}, r"config field 'seed': expected int, got 1.5"),
+        ({"seed": True}, r"config field 'seed': expected int, got True"),
+        ({"probe": 3}, r"config field 'probe'"),
+        ({"distillation": {"training": {"schedule": "sudden"}}}, r"config field 'distillation.training.schedule'"),
+        (
+            {"arms": [{"name": "a", "sources": [{"writer": "nobody"}]}]},
+            r"config field 'arms.\[0\].sources.\[0\].writer'",
+        ),
+    ],
+)
+def test_bad_values_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(AssayError, match=message):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "just text", "a: [1,", ""])
+def test_a_file_that_is_no_config_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(AssayError, match=r"config\.yaml"):
+        load(path)
+    with pytest.raises(AssayError, match="No such file"):
+        load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": ()}, "'arms'"),
+        ({"arms": (ArmConfig("a", (SourceConfig(),)),) * 2}, "same name"),
+        ({"arms": (ArmConfig("a", ()),)}, "at least one source"),
+        ({"arms": (ArmConfig("a", (SourceConfig(weight=0.0),)),)}, "positive weight"),
+        ({"arms": (ArmConfig("a", (SourceConfig(refresh_every=0),)),)}, "refresh_every"),
+        ({"arms": (ArmConfig("../a", (SourceConfig(),)),)}, "letters, digits"),
+        ({"distillation": dataclasses.replace(Experiment().distillation, num_prompts=0)}, "num_prompts"),
+    ],
+)
+def test_impossible_values_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(AssayError, match=message):
+        validate(dataclasses.replace(Experiment(), **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", ["assay", "assay.config", "assay.recipes", "assay.cli", "assay.results"])
+def test_importing_it_does_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

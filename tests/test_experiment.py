@@ -1,0 +1,208 @@
+"""The whole path on the embedded bases, at a tenth of the size: real text, real files, real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from assay import get_recipe, run_experiment, runs
+from assay.config import Experiment, to_dict
+from assay.errors import AssayError
+
+ARMS = ["offline", "online_teacher", "online_student"]
+
+
+def small(recipe: str = "quickstart", seed: int = 7, num_steps: int = 12) -> Experiment:
+    experiment = get_recipe(recipe)
+    training = dataclasses.replace(experiment.distillation.training, num_steps=num_steps, checkpoint_every=5)
+    return dataclasses.replace(
+        experiment,
+        seed=seed,
+        stage_one=dataclasses.replace(experiment.stage_one, num_oracle_prompts=192),
+        distillation=dataclasses.replace(experiment.distillation, num_prompts=64, training=training),
+        probe=dataclasses.replace(
+            experiment.probe, num_prompts=64, num_train_pairs=32, num_free_running=16, num_evaluations=5
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run_experiment(small(), folder)
+    return folder
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+def test_summary_has_the_promised_shape(run: Path) -> None:
+    summary = summary_of(run)
+    assert summary["schema"] == "assay.summary/1"
+    assert summary["unit"] == "nats_per_sequence"
+    assert summary["task"] == "define"
+    assert set(summary["references"]) == {"d_oracle_teacher", "golden_at_start", "proxy_at_start"}
+    assert [arm["source"] for arm in summary["arms"]] == ARMS
+    for arm in summary["arms"]:
+        assert arm["verdict"] in {"healthy", "teacher_hacking", "overfitting", "benign_disagreement", "undecided"}
+        for curve in ("golden", "proxy"):
+            assert set(arm[curve]) == {"initial", "best", "best_step", "final", "final_stderr"}
+            assert arm[curve]["best"] <= min(arm[curve]["initial"], arm[curve]["final"])
+        low, high = arm["ci95"]
+        assert low <= high
+        assert arm["severity_nats"] == pytest.approx(arm["severity_hacking_nats"] + arm["severity_overfitting_nats"])
+
+
+def test_all_arms_start_from_one_point_and_meet_the_references(run: Path) -> None:
+    summary = summary_of(run)
+    for arm in summary["arms"]:
+        assert arm["golden"]["initial"] == summary["references"]["golden_at_start"]
+        assert arm["proxy"]["initial"] == summary["references"]["proxy_at_start"]
+    starts = [r for r in runs.read_records(run / "metrics.jsonl") if r["step"] == 0]
+    assert (
+        len({json.dumps({k: r[k] for k in ("golden_nats", "proxy_nats", "reference_nll_nats")}) for r in starts}) == 1
+    )
+    assert all(r["kl_from_start_nats"] == pytest.approx(0, abs=1e-4) for r in starts)
+
+
+def test_training_moves_every_arm_towards_the_teacher(run: Path) -> None:
+    for arm in summary_of(run)["arms"]:
+        assert arm["proxy"]["final"] < arm["proxy"]["initial"]
+
+
+def test_probe_table_agrees_with_the_log(run: Path) -> None:
+    probe = pq.read_table(run / "probe.parquet")
+    rows = probe.to_pylist()
+    for record in runs.read_records(run / "metrics.jsonl"):
+        for metric in ("golden", "proxy", "train_proxy", "reference_nll", "kl_from_start"):
+            values = [
+                r["value_nats"]
+                for r in rows
+                if (r["arm"], r["step"], r["metric"]) == (record["arm"], record["step"], metric)
+            ]
+            assert np.mean(values) == pytest.approx(record[f"{metric}_nats"])
+    assert {r["metric"] for r in rows if r["arm"] == ""} == {"d_oracle_teacher"}
+
+
+def test_responses_carry_their_provenance(run: Path) -> None:
+    rows = pq.read_table(run / "responses.parquet").to_pylist()
+    kinds = {(r["arm"], r["split"], r["writer"]) for r in rows}
+    assert {("", "oracle", "oracle"), ("", "held_out", "oracle"), ("", "held_out", "teacher")} <= kinds
+    assert {("", "held_out", "student"), ("", "held_out", "dataset"), ("offline", "distillation", "teacher")} <= kinds
+    assert {("online_student", "held_out", "student")} <= kinds
+    assert all(r["num_tokens"] == len(r["token_ids"]) <= 24 for r in rows)
+    assert all(r["truncated"] == (r["token_ids"][-1] != 0) for r in rows)
+
+
+def test_manifest_explains_the_run(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["config"] == to_dict(small())
+    assert set(manifest["digests"]) == {"oracle", "teacher", "student"}
+    assert manifest["wall_seconds"] >= sum(manifest["stage_seconds"].values()) * 0.9
+    assert {"torch", "transformers", "python"} <= set(manifest["versions"])
+
+
+def test_the_last_and_the_best_student_are_ordinary_checkpoints(run: Path) -> None:
+    from assay import load_model
+
+    for arm in ARMS:
+        best, last = (load_model(str(run / "arms" / arm / name)) for name in ("best", "student"))
+        record = next(a for a in summary_of(run)["arms"] if a["source"] == arm)
+        assert (best.digest == last.digest) == (record["golden"]["best_step"] == 12)
+
+
+def test_a_finished_run_answers_at_once_and_touches_nothing(run: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+    started = time.perf_counter()
+    assert run_experiment(small(), run) == run / "report.html"
+    assert time.perf_counter() - started < 2
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+def test_a_folder_of_another_config_or_of_other_files_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssayError, match="another config.*seed: 7 there, 8 here"):
+        run_experiment(small(seed=8), run)
+    (tmp_path / "letter.txt").write_text("dear diary")
+    with pytest.raises(AssayError, match="not empty and holds no run"):
+        run_experiment(small(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["letter.txt"]
+
+
+def test_oracle_as_teacher_has_no_hacking_by_construction(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(small("oracle_as_teacher"), arms=small().arms[:1])
+    run_experiment(experiment, tmp_path / "run")
+    (arm,) = summary_of(tmp_path / "run")["arms"]
+    assert arm["golden"] == arm["proxy"]
+    assert summary_of(tmp_path / "run")["references"]["d_oracle_teacher"] == pytest.approx(0, abs=1e-4)
+    assert arm["severity_hacking_nats"] == pytest.approx(0, abs=1e-3)
+    assert arm["verdict"] != "teacher_hacking"
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "assay.cli", "run", str(config), "--out", str(folder)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list(path.parent.glob(path.name)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("moment", "how"),
+    [
+        ("stage1/oracle-*.parquet", signal.SIGKILL),
+        ("arms/*/checkpoints/step-00000005", signal.SIGKILL),
+        ("arms/*/probe/00000003.parquet", signal.SIGINT),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Path, moment: str, how: int) -> None:
+    config, folder = tmp_path / "config.json", tmp_path / "run"
+    config.write_text(json.dumps(to_dict(small())))
+    process = start(config, folder)
+    wait_for(folder / moment, process)
+    if how == signal.SIGKILL:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    else:
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "the same command goes on" in stderr
+        assert "Traceback" not in stderr
+    assert not (folder / "arms" / "online_student" / "finished.json").exists()
+    run_experiment(small(), folder)
+    expected = [without_times(r) for r in runs.read_records(run / "metrics.jsonl")]
+    assert [without_times(r) for r in runs.read_records(folder / "metrics.jsonl")] == expected
+    assert pq.read_table(folder / "probe.parquet").equals(pq.read_table(run / "probe.parquet"))
+    assert pq.read_table(folder / "responses.parquet").equals(pq.read_table(run / "responses.parquet"))
+    assert summary_of(folder)["arms"] == summary_of(run)["arms"]
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    runs.prepare_folder(tmp_path)
+    with runs.locked(tmp_path):
+        code = f"from assay import run_experiment, get_recipe; run_experiment(get_recipe('quickstart'), __import__('pathlib').Path({str(tmp_path)!r}))"
+        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert second.returncode != 0
+    assert "another process is working" in second.stderr
