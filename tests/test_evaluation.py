@@ -19,7 +19,7 @@ from assay.types import Prompt, Response
 from tiny_models import gpt2
 
 PROMPTS = [Prompt(f"p{i}", "", (1 + i % 20, 2, 3 + i % 5), "r", (4, 6, 0)) for i in range(40)]
-CONFIG = ProbeConfig(num_prompts=40, num_free_running=10, num_shown=3)
+CONFIG = ProbeConfig(num_prompts=40, num_monitored=10, num_shown=3)
 
 
 def probe_of(oracle, teacher, start, prompts=PROMPTS, limit=5):  # type: ignore[no-untyped-def]

@@ -121,12 +121,16 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is measured, how often. Evaluations are at step 0 and at geometrically spaced steps up to the end."""
+    """What is measured, how often. Evaluations are at step 0 and at geometrically spaced steps up to the end.
 
-    num_prompts: int = 512
-    num_train_pairs: int = 256
-    num_free_running: int = 128
-    num_evaluations: int = 16
+    Golden and proxy use all ``num_prompts`` held-out prompts; the monitors (human references, distance from the
+    start, free-running samples) the first ``num_monitored`` of them.
+    """
+
+    num_prompts: int = 384
+    num_train_pairs: int = 128
+    num_monitored: int = 128
+    num_evaluations: int = 14
     num_shown: int = 6
 
 
@@ -221,6 +225,9 @@ def validate(experiment: Experiment) -> None:
         "stage_one.num_oracle_prompts": experiment.stage_one.num_oracle_prompts >= 1,
         "stage_one.batch_size": experiment.stage_one.batch_size >= 1,
         "probe.num_prompts": experiment.probe.num_prompts >= 16,
+        "probe.num_train_pairs": experiment.probe.num_train_pairs >= 2,
+        "probe.num_monitored": 2 <= experiment.probe.num_monitored <= experiment.probe.num_prompts,
+        "probe.num_shown": 0 <= experiment.probe.num_shown <= experiment.probe.num_monitored,
         "probe.num_evaluations": experiment.probe.num_evaluations >= 4,
         "task.max_prompt_tokens": experiment.task.max_prompt_tokens >= 1,
         "task.max_response_tokens": experiment.task.max_response_tokens >= 1,

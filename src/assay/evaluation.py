@@ -148,7 +148,7 @@ class Probe:
         proxy = next(s for s in sets if s.metric == "proxy")
         assert proxy.walker is not None
         self._teacher_entropy = proxy.against(proxy.walker)[1]
-        self.free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_free_running]
+        self.free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_monitored]
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
@@ -218,14 +218,14 @@ def build_probe(
     ``responses`` are the held-out responses of the three writers; ``train_pairs`` the distillation prompts with
     the teacher responses that the train proxy walks on.
     """
-    shown = config.num_free_running
+    monitored = config.num_monitored
     sets = [
         FrozenSet("golden", held_out, responses["oracle"], models["oracle"]),
         FrozenSet("proxy", held_out, responses["teacher"], models["teacher"]),
         FrozenSet("train_proxy", *train_pairs, models["teacher"]),
-        FrozenSet("kl_from_start", held_out[:shown], responses["student"][:shown], models["student"]),
+        FrozenSet("kl_from_start", held_out[:monitored], responses["student"][:monitored], models["student"]),
     ]
-    with_reference = [prompt for prompt in held_out if prompt.reference_ids]
+    with_reference = [prompt for prompt in held_out[:monitored] if prompt.reference_ids]
     if with_reference:
         eos = models["oracle"].eos_token_id
         references = [

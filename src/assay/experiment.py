@@ -81,10 +81,10 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
             # longest first, so that no core idles at the end: an offline arm samples only once
             arms = sorted(experiment.arms, key=lambda arm: all(s.refresh_every is None for s in arm.sources))
             workers.run([("run_arm", arm.name) for arm in arms], after_each=write_results)
-    manifest["status"] = "finished"
     with timed("report"):
-        pass
-    write_results()
+        write_results()
+    manifest["status"] = "finished"
+    runs.write_json(folder / "manifest.json", manifest)
 
 
 class _Workers:

@@ -52,7 +52,7 @@ def live_progress(experiment: Experiment) -> Iterator[Callable[[types.Progress],
 def print_verdicts(folder: Path) -> None:
     """The verdict of every arm, as a table on stdout."""
     summary = runs.read_json(folder / "summary.json")
-    table = Table("arm", "verdict", "hacking severity [95 %]", "golden start → best → end", "proxy start → best → end")
+    table = Table("arm", "verdict", "hacking [95 %]", "golden", "proxy")
     for arm in summary["arms"]:
         low, high = arm["ci95_hacking"]
         severity = "unknown" if low is None else f"{arm['severity_hacking_nats']:.2f} [{low:.2f}, {high:.2f}]"
@@ -62,8 +62,28 @@ def print_verdicts(folder: Path) -> None:
             severity,
             *(" → ".join(f"{arm[m][k]:.2f}" for k in ("initial", "best", "final")) for m in ("golden", "proxy")),
         )
-    Console().print(table)
-    Console().print("nats per sequence on held-out prompts; golden = distance to the oracle, proxy = to the teacher")
+    console = Console()
+    console.print(table)
+    console.print(
+        "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
+    )
+    for arm in summary["arms"]:
+        if "online_arm" in arm:
+            low, high = arm["ci95_golden_final_minus_online"]
+            console.print(
+                f"{arm['source']} ends {arm['golden_final_minus_online_nats']:+.2f} nats of golden from "
+                f"{arm['online_arm']} (paired 95 % interval {low:+.2f} to {high:+.2f})"
+            )
+    console.print(f"probe: {probe_share(folder):.0%} of the run's computing")
+
+
+def probe_share(folder: Path) -> float:
+    """Seconds spent in the probe over all seconds of computing: phases of the arms and stages before them."""
+    last = {record["arm"]: record["seconds"] for record in runs.read_records(folder / "metrics.jsonl")}
+    stages = runs.read_json(folder / "manifest.json")["stage_seconds"]
+    before = sum(seconds for stage, seconds in stages.items() if stage not in ("arms", "report"))
+    spent = before + sum(sum(seconds.values()) for seconds in last.values())
+    return sum(seconds["probe"] for seconds in last.values()) / spent
 
 
 def _plain_lines() -> Callable[[types.Progress], None]:

@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 
 from assay import runs
 from assay.config import Experiment
-from assay.diagnostics.verdict import Verdict, judge
+from assay.diagnostics.verdict import (
+    MIN_EVALUATIONS,
+    MIN_PROMPTS,
+    Verdict,
+    compare_final,
+    excess_over,
+    judge,
+)
 from assay.statistics import Estimate, Interval, mean_estimate
 
 
@@ -51,7 +58,11 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
             "golden_at_start": float(golden_SP[0].mean()),
             "proxy_at_start": float(proxy_SP[0].mean()),
         },
-        "arms": [summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]) for arm in arms],
+        "arms": [
+            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm])
+            | compare_with_online(probe, arm, _matched_online(experiment, arm, arms))
+            for arm in arms
+        ],
     }
     runs.write_json(folder / "summary.json", summary)
 
@@ -86,6 +97,35 @@ def summarise_arm(probe: pa.Table, arm: str, seed: int, records: Sequence[dict[s
         "generated_tokens": last["generated_tokens"],
         "teacher_tokens": last["teacher_tokens"],
     }
+
+
+def compare_with_online(probe: pa.Table, arm: str, online: str | None) -> dict[str, Any]:
+    """What an offline arm lost over the online arm on the same prompts at the same steps; {} without one.
+
+    ``excess_hacking_nats`` is its hacking severity less what golden did in the online arm between the same steps
+    (an early transient is common to both); ``golden_final_minus_online_nats`` compares where they end.
+    """
+    if online is None:
+        return {}
+    steps_S, golden_SP = per_prompt(probe, arm, "golden")
+    _, proxy_SP = per_prompt(probe, arm, "proxy")
+    _, online_SP = per_prompt(probe, online, "golden")
+    final = compare_final(golden_SP[-1], online_SP[-1])
+    fields: dict[str, Any] = {
+        "online_arm": online,
+        "golden_final_minus_online_nats": final.value,
+        "ci95_golden_final_minus_online": [final.low, final.high],
+    }
+    if golden_SP.shape[1] >= MIN_PROMPTS and len(steps_S) >= MIN_EVALUATIONS:
+        excess = excess_over(steps_S, golden_SP, proxy_SP, online_SP).severity_hacking
+        fields |= {"excess_hacking_nats": excess.value, "ci95_excess_hacking": [excess.low, excess.high]}
+    return fields
+
+
+def _matched_online(experiment: Experiment, arm: str, finished: Sequence[str]) -> str | None:
+    """The first finished arm that is always fresh, for an arm that is not."""
+    always_fresh = [a.name for a in experiment.arms if all(s.refresh_every is not None for s in a.sources)]
+    return next((name for name in always_fresh if arm not in always_fresh and name in finished), None)
 
 
 def _severity_fields(verdict: Verdict) -> dict[str, Any]:
