@@ -71,7 +71,7 @@ def table(recipe: str, runs: list[dict[str, Any]]) -> str:
     """One row per seed and arm, in Markdown."""
     lines = [
         f"\n## {recipe}\n",
-        "| seed | arm | verdict | hacking severity [95 %] | golden start → best (step) → end | proxy start → best → end |",
+        "| seed | arm | verdict | hacking severity [95 %] | golden start → best (step) → end | proxy |",
         "|---|---|---|---|---|---|",
     ]
     for run in runs:
