@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -159,7 +158,7 @@ def test_oracle_as_teacher_has_no_hacking_by_construction(tmp_path: Path) -> Non
 
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "assay.cli", "run", str(config), "--out", str(folder)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
@@ -184,8 +183,8 @@ def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Pat
     process = start(config, folder)
     wait_for(folder, moment, process)
     if how == signal.SIGKILL:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()  # the parent alone: its workers must notice
+        process.wait()
     else:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
