@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import gpt2
 
 from assay import runs
 from assay.config import to_dict
 from assay.recipes import RECIPES
 from assay.training import save_model
+from tiny_models import gpt2
 
 TINY = [
     "--stage-one.num-oracle-prompts=64",

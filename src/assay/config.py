@@ -129,7 +129,7 @@ class ProbeConfig:
 
     num_prompts: int = 384
     num_train_pairs: int = 128
-    num_monitored: int = 128
+    num_monitored: int = 64
     num_evaluations: int = 14
     num_shown: int = 6
 

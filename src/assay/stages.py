@@ -17,6 +17,7 @@ from assay.config import Experiment, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
 from assay.data.tasks import Split, get_task, load_prompts
+from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
 from assay.models.causal import CausalModel
@@ -83,8 +84,9 @@ class Workspace:
 
 
 def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[str, str]:
-    """Loads the three roles once, refuses mismatched ones, and returns the digests of their weights."""
+    """Refuses what could only fail later: models, prompts, divergence. Returns the digests of the models' weights."""
     report(Progress("loading models", 0, 1))
+    divergence(experiment.distillation.training.divergence, **experiment.distillation.training.divergence_parameters)
     work = Workspace(experiment, folder)
     models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
     for role in ("teacher", "student"):
@@ -176,7 +178,7 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     models: dict[Writer, LanguageModel] = {role: work.tuned(role) for role in ("oracle", "teacher")}
     prompts = work.prompts("distillation", experiment.distillation.num_prompts)
     counters = Counters()
-    signal = training.divergence != "hard_labels"
+    signal = DIVERGENCES[training.divergence].needs == "distribution"
     sources = [_source(work, config, prompts, models, counters, signal) for config in arm.sources]
     mixture = Mixture(sources, training.batch_size)
     train_pairs = _train_pairs(work, mixture, models["teacher"])

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from assay import runs
 from assay.config import TrainingConfig
-from assay.divergences import divergence, hard_labels
+from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
@@ -50,10 +50,11 @@ def distillation_loss(student: LanguageModel, batch: Batch, config: TrainingConf
     before normalising [Hinton et al. 2015], without the factor τ².
     Raises AssayError when the divergence needs a distribution and the batch has none.
     """
+    loss = divergence(config.divergence, **config.divergence_parameters)
     log_q_NV = student.log_probs(batch)
-    if config.divergence == "hard_labels":
+    if DIVERGENCES[config.divergence].needs == "tokens":
         token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
-        return hard_labels(log_q_NV, token_ids_N).sum()
+        return loss(log_q_NV, token_ids_N).sum()
     if not isinstance(batch.signal, Dense):
         raise AssayError(
             f"divergence {config.divergence!r} needs the teacher's distribution at {batch.num_tokens} tokens, "
@@ -63,7 +64,7 @@ def distillation_loss(student: LanguageModel, batch: Batch, config: TrainingConf
     if config.softmax_temperature != 1.0:
         log_p_NV = (log_p_NV / config.softmax_temperature).log_softmax(dim=-1)
         log_q_NV = (log_q_NV / config.softmax_temperature).log_softmax(dim=-1)
-    return divergence(config.divergence, **config.divergence_parameters)(log_p_NV, log_q_NV).sum()
+    return loss(log_p_NV, log_q_NV).sum()
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
