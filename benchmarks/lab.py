@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import get_recipe, run_experiment
-from assay.statistics import sign_test
+from assay.statistics import mean_over_seeds, sign_test, t_interval
 
 PLAN = {"quickstart": range(5), "oracle_as_teacher": range(3), "random_student": range(3)}
 OUT = Path(__file__).parent / "lab"
@@ -30,6 +30,8 @@ def summaries(recipe: str, runs: Path) -> list[dict[str, Any]]:
         run_experiment(dataclasses.replace(get_recipe(recipe), seed=seed), folder)
         shutil.copy(folder / "summary.json", OUT / f"{folder.name}.json")
         found.append(json.loads((folder / "summary.json").read_text()))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        found[-1]["commit"] = (manifest["commit"] or "unknown")[:12] + (" (modified)" if manifest["dirty"] else "")
         print(folder.name, [(arm["source"], arm["verdict"]) for arm in found[-1]["arms"]], flush=True)
     return found
 
@@ -43,28 +45,32 @@ def quickstart_claims(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """In how many seeds each promise of the quickstart holds, whatever the number."""
     arms = [{arm["source"]: arm for arm in run["arms"]} for run in runs]
     offline = [a["offline"] for a in arms]
-    differences = {
-        online: [a[online]["golden"]["final"] - a["offline"]["golden"]["final"] for a in arms]
-        for online in ("online_teacher", "online_student")
-    }
-    return {
+    claims: dict[str, Any] = {
         "seeds": len(runs),
-        "offline is teacher_hacking": sum(a["verdict"] == "teacher_hacking" for a in offline),
-        "offline proxy ends within 5 % of its minimum": sum(proxy_held(a) for a in offline),
-        "offline golden falls before it rises (best is not step 0)": sum(a["best_step"] > 0 for a in offline),
-        "online_teacher is not hacking": sum(a["online_teacher"]["verdict"] != "teacher_hacking" for a in arms),
-        "online_student is not hacking": sum(a["online_student"]["verdict"] != "teacher_hacking" for a in arms),
-        "offline ends above online_teacher (paired interval above 0)": sum(
-            a["ci95_golden_final_minus_online"][0] > 0 for a in offline
-        ),
-        "sign test over seeds, online_teacher ends below offline": sign_test(
-            [-d for d in differences["online_teacher"]]
-        ),
-        "sign test over seeds, online_student ends below offline": sign_test(
-            [-d for d in differences["online_student"]]
-        ),
-        "wall_seconds": [round(run["wall_seconds"]) for run in runs],
+        "offline: teacher_hacking": sum(a["verdict"] == "teacher_hacking" for a in offline),
+        "offline: proxy ends within 5 % of its minimum": sum(proxy_held(a) for a in offline),
+        "offline: golden is lowest after step 0": sum(a["best_step"] > 0 for a in offline),
+        "offline: steps of the lowest golden": [a["best_step"] for a in offline],
     }
+    for online in ("online_teacher", "online_student"):
+        pairs = [next(c for c in run["comparisons"] if c["online_arm"] == online) for run in runs]
+        differences = [pair["golden_final_minus_online_nats"] for pair in pairs]
+        over_seeds = t_interval(mean_over_seeds([[d] for d in differences]))
+        claims |= {
+            f"{online}: healthy": sum(a[online]["verdict"] == "healthy" for a in arms),
+            f"{online}: teacher_hacking": sum(a[online]["verdict"] == "teacher_hacking" for a in arms),
+            f"{online}: ends below offline (paired interval excludes 0)": sum(
+                pair["ci95_golden_final_minus_online"][0] > 0 for pair in pairs
+            ),
+            f"{online}: hacking of offline in excess of it (interval excludes 0)": sum(
+                pair["ci95_excess_hacking"][0] > 0 for pair in pairs
+            ),
+            f"{online}: offline ends above it by, mean over seeds [95 % t interval]": (
+                f"{over_seeds.value:.2f} [{over_seeds.low:.2f}, {over_seeds.high:.2f}] nats"
+            ),
+            f"{online}: exact one-sided sign test over seeds": sign_test(differences),
+        }
+    return claims | {"wall_seconds": [round(run["wall_seconds"]) for run in runs]}
 
 
 def table(recipe: str, runs: list[dict[str, Any]]) -> str:
@@ -94,10 +100,12 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     results = {recipe: summaries(recipe, arguments.runs) for recipe in PLAN}
     claims = quickstart_claims(results["quickstart"])
+    claims["commits"] = sorted({run["commit"] for runs in results.values() for run in runs})
     (OUT / "results.json").write_text(json.dumps(claims, indent=1) + "\n")
     head = (
         "# The lab's results\n\nMade by `python benchmarks/lab.py`. Nats per sequence on 384 held-out prompts; "
-        "intervals are over prompts.\n\n| quickstart | |\n|---|---|\n"
+        "intervals are over prompts, and all seeds "
+        "share the three embedded bases.\n\n| quickstart | |\n|---|---|\n"
         + "".join(f"| {claim} | {value} |\n" for claim, value in claims.items())
     )
     (OUT / "results.md").write_text(head + "".join(table(recipe, runs) for recipe, runs in results.items()))

@@ -77,12 +77,10 @@ class ProductRecorder(TorchDispatchMode):
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *, backward: bool) -> None:
         b, t, h, s, v = query.shape[0] * query.shape[1], *query.shape[2:], *value.shape[2:]
-        # forward: q kᵀ, weights v; backward: q kᵀ anew, d out vᵀ, weightsᵀ d out, d scores k, d scoresᵀ q
-        forward_products, backward_products = (
-            [(t, h, s), (t, s, v)],
-            [(t, h, s), (t, v, s), (s, t, v), (t, s, h), (s, t, h)],
-        )
-        for n, inner, m in backward_products if backward else forward_products:
+        products = [(t, h, s), (t, s, v)]  # q kᵀ, weights v
+        if backward:  # q kᵀ anew, d out vᵀ, weightsᵀ d out, d scores k, d scoresᵀ q
+            products = [(t, h, s), (t, v, s), (s, t, v), (t, s, h), (s, t, h)]
+        for n, inner, m in products:
             layouts = ((b, n, inner), (n * inner, inner, 1)), ((b, inner, m), (inner * m, m, 1))
             self.calls.append((aten.bmm, layouts))
 
@@ -123,10 +121,10 @@ def alternate(repetitions: int, *runs: Callable[[int], Any]) -> list[tuple[np.nd
 def against_products(run: Callable[[int], object], repetitions: int) -> tuple[float, float, Row]:
     """Median seconds of ``run(0)`` and of its matrix products alone, and a row with what follows from them."""
     replay, gflop = replay_of(run)
-    (seconds, _), (products_seconds, _) = alternate(repetitions, lambda repetition: run(0), replay)
-    whole, products = median(seconds), median(products_seconds)
-    figures = {"gflop_per_s": gflop / whole, "products_gflop_per_s": gflop / products}
-    return whole, products, Row("", figures, {"products_over_whole": products_seconds / seconds})
+    (seconds, _), (replay_seconds, _) = alternate(repetitions, lambda repetition: run(0), replay)
+    whole, products = median(seconds), median(replay_seconds)
+    figures = {"gflop_per_s": gflop / whole, "replay_gflop_per_s": gflop / products}
+    return whole, products, Row("", figures, {"replay_over_whole": replay_seconds / seconds})
 
 
 def training(work: Workspace, repetitions: int) -> Iterator[Row]:
@@ -164,29 +162,30 @@ def sampling_row(work: Workspace, role: Writer, prompts: Sequence[tuple[int, ...
     """One model at one batch size; every repetition draws new responses on both sides."""
     model, limit = work.base(role), work.experiment.task.max_response_tokens
     padded = work.tokenizer.pad({"input_ids": list(map(list, prompts))}, padding_side="left", return_tensors="pt")
-    law = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+    module: Any = model.module
+    generate = functools.partial(module.generate, do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
 
     def ours(repetition: int) -> list[tuple[int, ...]]:
         return model.sample(prompts, [response_seed("speed", repetition, i) for i in range(len(prompts))], limit)
 
     def theirs(repetition: int) -> Tensor:
         torch.manual_seed(repetition)
-        return model.module.generate(**padded, **law, max_new_tokens=limit)[:, padded["input_ids"].shape[1] :]
+        return generate(**padded, max_new_tokens=limit)[:, padded["input_ids"].shape[1] :]
 
     (seconds, texts), (their_seconds, their_texts) = alternate(repetitions, ours, theirs)
-    positions = np.array([max(map(len, rows)) for rows in texts])
-    their_positions = np.array([ids.shape[1] for ids in their_texts])
+    steps = np.array([max(map(len, rows)) for rows in texts])
+    their_steps = np.array([ids.shape[1] for ids in their_texts])
     # a token is real when no end of sequence stands before it
     real = [(ids == model.eos_token_id).cumsum(dim=-1)[:, :-1] == 0 for ids in their_texts]
     rates = np.array([sum(map(len, rows)) for rows in texts]) / seconds
     their_rates = np.array([len(prompts) + int(mask.sum()) for mask in real]) / their_seconds
-    _, products_seconds, row = against_products(ours, repetitions)
+    _, replay_seconds, row = against_products(ours, repetitions)
     figures = {
         "tokens_per_s": median(rates),
-        "generate": median(their_rates),
-        "ms_per_position": 1e3 * median(seconds / positions),
-        "generate_ms": 1e3 * median(their_seconds / their_positions),
-        "products_ms": 1e3 * products_seconds / max(map(len, ours(0))),
+        "generate_tokens_per_s": median(their_rates),
+        "ms_per_step": 1e3 * median(seconds / steps),
+        "generate_ms_per_step": 1e3 * median(their_seconds / their_steps),
+        "replay_ms_per_step": 1e3 * replay_seconds / max(map(len, ours(0))),
     }
     ratios = {"tokens_over_generate": rates / their_rates}
     return Row(f"{role}, batch {len(prompts)}", figures | row.figures, ratios | row.ratios)
@@ -235,7 +234,7 @@ def losses(work: Workspace, repetitions: int) -> Iterator[Row]:
 
 def table(section: str, rows: Sequence[Row]) -> str:
     """Names, medians, and every ratio as median [smallest, largest]."""
-    lines = [[section, *rows[0].figures, *rows[0].ratios]]
+    lines = [[key.replace("_per_", "/") for key in (section, *rows[0].figures, *rows[0].ratios)]]
     for row in rows:
         ratios = [f"{median(values):.2f} [{min(values):.2f}, {max(values):.2f}]" for values in row.ratios.values()]
         lines.append(

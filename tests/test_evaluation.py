@@ -88,8 +88,10 @@ def test_the_same_numbers_for_any_batch_size(probe: evaluation.Probe, monkeypatc
         assert np.allclose(a.value_nats, b.value_nats, atol=1e-4)
 
 
-def test_an_evaluation_leaves_weights_mode_gradients_and_rng_alone(probe: evaluation.Probe) -> None:
-    student: CausalModel = gpt2(6)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_an_evaluation_leaves_weights_mode_gradients_and_rng_alone(probe: evaluation.Probe, dropout: float) -> None:
+    student: CausalModel = gpt2(6, dropout=dropout)
+    expected = probe.evaluate(student, 0)
     student.module.train()
     digest, rng, numpy_rng = student.digest, torch.get_rng_state(), np.random.get_state()[1].copy()
     first = probe.evaluate(student, 0)
@@ -99,6 +101,9 @@ def test_an_evaluation_leaves_weights_mode_gradients_and_rng_alone(probe: evalua
     assert np.array_equal(np.random.get_state()[1], numpy_rng)
     assert all(p.grad is None for p in student.module.parameters())
     again = probe.evaluate(student, 1)
+    for a, b, c in zip(expected.per_prompt, first.per_prompt, again.per_prompt, strict=True):
+        assert np.array_equal(a.value_nats, b.value_nats)
+        assert np.array_equal(a.value_nats, c.value_nats)
     assert [r.token_ids for r in first.samples] == [r.token_ids for r in again.samples]
 
 

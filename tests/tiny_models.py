@@ -11,7 +11,9 @@ VOCAB_SIZE = 23
 EOS = 0
 
 
-def gpt2(seed: int = 0, vocab_size: int = VOCAB_SIZE, tied: bool = True, scale: float = 8.0) -> CausalModel:
+def gpt2(
+    seed: int = 0, vocab_size: int = VOCAB_SIZE, tied: bool = True, scale: float = 8.0, dropout: float = 0.0
+) -> CausalModel:
     """A random GPT-2 with probabilities that are far from uniform (weights scaled up)."""
     torch.manual_seed(seed)
     config = GPT2Config(
@@ -20,8 +22,8 @@ def gpt2(seed: int = 0, vocab_size: int = VOCAB_SIZE, tied: bool = True, scale: 
         n_embd=16,
         n_layer=2,
         n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
         attn_pdrop=0.0,
         bos_token_id=EOS,
         eos_token_id=EOS,

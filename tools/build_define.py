@@ -5,7 +5,8 @@
 
 Writes src/assay/data/corpora/define.parquet: one row a synonym set, with its split. Synonym sets that share
 a lemma or a gloss are joined into groups, and a group lies in one split. Polysemous words chain a quarter of
-WordNet into a single group: it goes to `base`, the split that is used for pretraining and tokenizer only.
+WordNet into a single group: it goes to `base`, the split that is used for pretraining and tokenizer only. Rows
+of the other splits that still share a spelling with another split ("slam-dunk", "slam dunk") are left out.
 """
 
 from __future__ import annotations
@@ -83,6 +84,25 @@ def assign_splits(groups: list[list[int]], seed: int) -> dict[int, str]:
     return splits
 
 
+def loose_keys(row: dict[str, str]) -> list[str]:
+    """Spellings that look alike: lemmas and gloss reduced to letters and digits."""
+    texts = [*(f"lemma {lemma}" for lemma in row["lemmas"].split(", ")), f"gloss {row['gloss']}"]
+    return [re.sub(r"[^a-z0-9]", "", text.lower()) for text in texts]
+
+
+def straddlers(rows: list[dict[str, str]], splits: dict[int, str]) -> set[int]:
+    """Rows outside `base` that share a loose key with a row of another split."""
+    splits_of = defaultdict(set)
+    for i, row in enumerate(rows):
+        for key in loose_keys(row):
+            splits_of[key].add(splits[i])
+    return {
+        i
+        for i, row in enumerate(rows)
+        if splits[i] != "base" and any(len(splits_of[key]) > 1 for key in loose_keys(row))
+    }
+
+
 def write_compactly(table: pa.Table, path: Path) -> None:
     """Parquet with dictionaries only where values repeat, in WordNet's order: neighbours compress together."""
     repeated = ["part_of_speech", "split"]
@@ -110,11 +130,12 @@ def main() -> None:
     rows = list(read_synsets(arguments.wordnet))
     groups = groups_of(rows)
     splits = assign_splits(groups, arguments.seed)
-    columns = {key: pa.array([row[key] for row in rows]) for key in rows[0]}
-    columns["split"] = pa.array([splits[i] for i in range(len(rows))])
+    kept = sorted(set(range(len(rows))) - straddlers(rows, splits))
+    columns = {key: pa.array([rows[i][key] for i in kept]) for key in rows[0]}
+    columns["split"] = pa.array([splits[i] for i in kept])
     write_compactly(pa.table(columns), arguments.out)
-    print(f"{arguments.out}: {len(rows)} rows, {arguments.out.stat().st_size / 1e6:.2f} MB")
-    print({split: list(splits.values()).count(split) for split in SHARES})
+    print(f"{arguments.out}: {len(kept)} of {len(rows)} rows, {arguments.out.stat().st_size / 1e6:.2f} MB")
+    print({split: sum(splits[i] == split for i in kept) for split in SHARES})
 
 
 if __name__ == "__main__":

@@ -74,26 +74,27 @@ def recipes() -> None:
 def bases(
     action: Positional[Literal["list", "build"]] = "list",
     names: tuple[str, ...] = (),
-    work: Path = Path("runs/bases"),
+    out: Path = Path("runs/bases"),
 ) -> None:
-    """List the embedded bases, or build those that are missing from the *base* split (resumable).
+    """List the embedded bases, or build them again from the *base* split (resumable).
 
     Args:
-        action: "build" trains the bases that are missing (quarter of an hour for all on one core).
+        action: "build" trains them again: about a quarter of an hour for all on one idle core.
         names: Which ones; all by default.
-        work: Where checkpoints of unfinished bases are kept.
+        out: Where built bases go; copy them over src/assay/models/embedded to ship them.
     """
     from assay.models.bases import BASES, base_path
     from assay.runs import read_json
 
     chosen = names or tuple(BASES)
+    cards = {name: read_json(base_path(name) / "card.json") for name in chosen}
     if action == "build":
         from assay.pretraining import build_bases
 
-        build_bases(chosen, work, print)
-    for name in chosen:
-        card = base_path(name) / "card.json"
-        print(f"{name:20} " + (_card_line(read_json(card)) if card.exists() else "not built: assay bases build"))
+        build_bases(chosen, out, print)
+        return
+    for name, card in cards.items():
+        print(f"{name:20} {_card_line(card)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ class TrainingConfig:
     num_steps: int = 300
     batch_size: int = 64
     num_micro_batches: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     warmup_steps: int = 20
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     betas: tuple[float, float] = (0.9, 0.95)

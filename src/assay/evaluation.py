@@ -114,7 +114,8 @@ class FrozenSet:
         values = np.zeros(len(self.batch))
         entropy, num_tokens = 0.0, self.batch.num_tokens
         for rows, part in by_length(self.batch):
-            log_q_NV = student.log_probs(part)
+            with student.evaluating():
+                log_q_NV = student.log_probs(part)
             if self.walker is None:
                 token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
                 value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,9 +61,12 @@ def new_model(base: bases.Base) -> CausalModel:
     return CausalModel(GPT2LMHeadModel(config), base.name)
 
 
-def build_base(base: bases.Base, work: Path, progress: Callable[[str], None]) -> Path:
-    """Trains one base and writes its checkpoint (half precision) and card; kept if it is there already."""
-    path = bases.base_path(base.name)
+def build_base(base: bases.Base, out: Path, progress: Callable[[str], None]) -> Path:
+    """Trains one base and writes its checkpoint (half precision) and card into ``out``; kept if it is there.
+
+    Interrupted, it goes on from its last checkpoint in ``out/unfinished``.
+    """
+    path = out / base.name
     if path.exists():
         return path
     tokenizer = build_tokenizer(base.task)
@@ -94,8 +98,11 @@ def build_base(base: bases.Base, work: Path, progress: Callable[[str], None]) ->
             progress(f"{base.name}: step {state.step}/{config.num_steps}, loss {loss:.3f} nats/token")
 
     started = time.perf_counter()
-    state = fit(model, Mixture([source], BATCH_SIZE), config, before_step=report, checkpoints=work / base.name)
+    state = fit(
+        model, Mixture([source], BATCH_SIZE), config, before_step=report, checkpoints=out / "unfinished" / base.name
+    )
     model.module.half()
+    digest = CausalModel(copy.deepcopy(model.module).float(), base.name).digest  # as it will be loaded
     card = {
         "name": base.name,
         "task": base.task,
@@ -108,7 +115,7 @@ def build_base(base: bases.Base, work: Path, progress: Callable[[str], None]) ->
         "learning_rate": base.learning_rate,
         "seed": base.seed,
         "final_loss_nats_per_token": round(sum(state.losses[-100:]) / len(state.losses[-100:]), 4),
-        "digest": model.digest,
+        "digest": digest,
         "licence": get_task(base.task).licence,
         "seconds_on_one_core": round(time.perf_counter() - started),
     }
@@ -122,8 +129,11 @@ def build_base(base: bases.Base, work: Path, progress: Callable[[str], None]) ->
     return path
 
 
-def build_bases(names: Sequence[str], work: Path, progress: Callable[[str], None]) -> None:
-    """Builds the named bases one after the other with one thread; interrupted, it goes on where it stopped."""
+def build_bases(names: Sequence[str], out: Path, progress: Callable[[str], None]) -> None:
+    """Builds the named bases in ``out`` with one thread, and says whether each equals the one that ships."""
     torch.set_num_threads(1)
     for name in names:
-        progress(f"{name}: {build_base(bases.BASES[name], work, progress)}")
+        shipped = runs.read_json(bases.base_path(name) / "card.json")["digest"]
+        built = runs.read_json(build_base(bases.BASES[name], out, progress) / "card.json")["digest"]
+        same = "the same weights as" if built == shipped else f"other weights ({built}) than"
+        progress(f"{name}: {same} the base that ships ({shipped})")

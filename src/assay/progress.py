@@ -67,13 +67,12 @@ def print_verdicts(folder: Path) -> None:
     console.print(
         "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
     )
-    for arm in summary["arms"]:
-        if "online_arm" in arm:
-            low, high = arm["ci95_golden_final_minus_online"]
-            console.print(
-                f"{arm['source']} ends {arm['golden_final_minus_online_nats']:+.2f} nats of golden from "
-                f"{arm['online_arm']} (paired 95 % interval {low:+.2f} to {high:+.2f})"
-            )
+    for pair in summary["comparisons"]:
+        low, high = pair["ci95_golden_final_minus_online"]
+        console.print(
+            f"{pair['arm']} ends {pair['golden_final_minus_online_nats']:+.2f} nats of golden from "
+            f"{pair['online_arm']} (paired 95 % interval {low:+.2f} to {high:+.2f})"
+        )
     console.print(f"probe: {probe_share(folder):.0%} of the run's computing")
 
 

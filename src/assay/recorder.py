@@ -73,7 +73,7 @@ class Recorder:
             "arm": self.arm,
             "seed": self.experiment.seed,
             "step": state.step,
-            "epoch": state.step * self.training.batch_size / self.mixture.num_pairs,
+            "epoch": self.mixture.epoch,
         }
 
     def _expenses(self, state: FitState) -> dict[str, Any]:

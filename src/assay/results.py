@@ -58,10 +58,9 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
             "golden_at_start": float(golden_SP[0].mean()),
             "proxy_at_start": float(proxy_SP[0].mean()),
         },
-        "arms": [
-            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm])
-            | compare_with_online(probe, arm, _matched_online(experiment, arm, arms))
-            for arm in arms
+        "arms": [summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]) for arm in arms],
+        "comparisons": [
+            compare_with_online(probe, arm, online) for arm, online in _offline_and_online(experiment, arms)
         ],
     }
     runs.write_json(folder / "summary.json", summary)
@@ -99,19 +98,19 @@ def summarise_arm(probe: pa.Table, arm: str, seed: int, records: Sequence[dict[s
     }
 
 
-def compare_with_online(probe: pa.Table, arm: str, online: str | None) -> dict[str, Any]:
-    """What an offline arm lost over the online arm on the same prompts at the same steps; {} without one.
+def compare_with_online(probe: pa.Table, arm: str, online: str) -> dict[str, Any]:
+    """What an offline arm lost over an online arm on the same prompts at the same steps.
 
     ``excess_hacking_nats`` is its hacking severity less what golden did in the online arm between the same steps
-    (an early transient is common to both); ``golden_final_minus_online_nats`` compares where they end.
+    (an early transient is common to both); ``golden_final_minus_online_nats`` compares where they end. Both paired
+    over the held-out prompts.
     """
-    if online is None:
-        return {}
     steps_S, golden_SP = per_prompt(probe, arm, "golden")
     _, proxy_SP = per_prompt(probe, arm, "proxy")
     _, online_SP = per_prompt(probe, online, "golden")
     final = compare_final(golden_SP[-1], online_SP[-1])
     fields: dict[str, Any] = {
+        "arm": arm,
         "online_arm": online,
         "golden_final_minus_online_nats": final.value,
         "ci95_golden_final_minus_online": [final.low, final.high],
@@ -122,10 +121,10 @@ def compare_with_online(probe: pa.Table, arm: str, online: str | None) -> dict[s
     return fields
 
 
-def _matched_online(experiment: Experiment, arm: str, finished: Sequence[str]) -> str | None:
-    """The first finished arm that is always fresh, for an arm that is not."""
-    always_fresh = [a.name for a in experiment.arms if all(s.refresh_every is not None for s in a.sources)]
-    return next((name for name in always_fresh if arm not in always_fresh and name in finished), None)
+def _offline_and_online(experiment: Experiment, finished: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of finished arms: one that keeps some responses for good, one that is always fresh."""
+    fresh = {arm.name: all(s.refresh_every is not None for s in arm.sources) for arm in experiment.arms}
+    return [(a, b) for a in finished for b in finished if not fresh[a] and fresh[b]]
 
 
 def _severity_fields(verdict: Verdict) -> dict[str, Any]:
@@ -142,6 +141,8 @@ def _severity_fields(verdict: Verdict) -> dict[str, Any]:
         "ci95_hacking": bounds(verdict.severity_hacking),
         "severity_overfitting_nats": value(verdict.severity_overfitting),
         "ci95_overfitting": bounds(verdict.severity_overfitting),
+        "golden_rise_to_turn_nats": value(verdict.rise_to_turn),
+        "ci95_golden_rise_to_turn": bounds(verdict.rise_to_turn),
     }
 
 

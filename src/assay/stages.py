@@ -22,7 +22,7 @@ from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
-from assay.models.loading import check_same_vocabulary, load_model, load_tokenizer, random_model
+from assay.models.loading import check_same_tokenizer, check_same_vocabulary, load_model, load_tokenizer, random_model
 from assay.recorder import Recorder, probe_table
 from assay.training import fit, save_model
 from assay.types import Progress, Prompt, Response, Writer
@@ -91,6 +91,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
     for role in ("teacher", "student"):
         check_same_vocabulary(models["oracle"], models[role])
+        check_same_tokenizer(work.tokenizer, models[role].name)
     longest = experiment.task.max_prompt_tokens + experiment.task.max_response_tokens
     for model in models.values():
         if model.max_context_tokens < longest:
@@ -171,7 +172,6 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     arm_folder = work.arm(name)
     if (arm_folder / "finished.json").exists():
         return
-    arm_folder.mkdir(parents=True, exist_ok=True)
     arm = next(arm for arm in experiment.arms if arm.name == name)
     training = experiment.distillation.training
     student = work.tuned("student")
@@ -179,7 +179,9 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     prompts = work.prompts("distillation", experiment.distillation.num_prompts)
     counters = Counters()
     signal = DIVERGENCES[training.divergence].needs == "distribution"
-    sources = [_source(work, config, prompts, models, counters, signal) for config in arm.sources]
+    sources = [
+        _source(work, config, prompts, models, counters, signal, index) for index, config in enumerate(arm.sources)
+    ]
     mixture = Mixture(sources, training.batch_size)
     train_pairs = _train_pairs(work, mixture, models["teacher"])
     table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
@@ -193,7 +195,7 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         before_step=lambda s: recorder(s, student),
         checkpoints=arm_folder / "checkpoints",
     )
-    save_model(student, arm_folder / "student")
+    runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path))
     runs.write_json(arm_folder / "finished.json", {"step": state.step})
 
 
@@ -235,6 +237,7 @@ def _source(
     models: Mapping[Writer, LanguageModel],
     counters: Counters,
     signal: bool,
+    index: int,
 ) -> ResponseSource:
     distillation = work.experiment.distillation
     return ResponseSource(
@@ -246,6 +249,7 @@ def _source(
         sampling_temperature=distillation.sampling_temperature,
         seed=work.experiment.seed,
         signal=signal,
+        index=index,
         counters=counters,
     )
 

@@ -76,6 +76,9 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
+_ADVICE = "lower the learning rate, or look at the responses of that batch; the last checkpoint is kept"
+
+
 def train_step(student: CausalModel, optimizer: AdamW, batch: Batch, step: int, config: TrainingConfig) -> float:
     """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
@@ -88,11 +91,10 @@ def train_step(student: CausalModel, optimizer: AdamW, batch: Batch, step: int, 
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):
-        raise AssayError(
-            f"the loss is {total} at step {step}: lower the learning rate, or look at the responses of that batch; "
-            "the last checkpoint is kept"
-        )
-    torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm)
+        raise AssayError(f"the loss is {total} at step {step}: {_ADVICE}")
+    norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
+    if not math.isfinite(norm):
+        raise AssayError(f"the gradient's norm is {norm} at step {step}: {_ADVICE}")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, config)
     optimizer.step()
@@ -175,7 +177,9 @@ def load_newest_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW,
     if not found:
         return None
     path = found[-1]
-    student.module.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    found_keys = student.module.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    if found_keys.unexpected_keys or set(found_keys.missing_keys) - _tied_keys(student):
+        raise AssayError(f"checkpoint {str(path)!r} is of another architecture: choose another folder")
     tensors = load_file(path / "training.safetensors")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -193,9 +197,13 @@ def save_model(model: CausalModel, path: Path) -> None:
     """Writes config.json and model.safetensors as from_pretrained reads them, through ordinary file writes."""
     path.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(path)
-    shared = set(model.module._tied_weights_keys or ()) if model.module.config.tie_word_embeddings else set()
-    weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in shared}
+    weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+
+
+def _tied_keys(model: CausalModel) -> set[str]:
+    """Weights that are another weight under a second name."""
+    return set(model.module._tied_weights_keys or ()) if model.module.config.tie_word_embeddings else set()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -56,7 +56,8 @@ class ResponseSource:
     """One writer's responses to a fixed list of prompts, in a fresh random order every pass.
 
     A pair is a prompt and a completion index; an epoch is one pass over all pairs. ``signal`` False leaves
-    the teacher's log-probabilities out (hard labels).
+    the teacher's log-probabilities out (hard labels). ``index`` is the place in a mixture: sources of different
+    places draw different orders and different responses, equal places the same (arms share their first pass).
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ResponseSource:
         sampling_temperature: float = 1.0,
         seed: int = 0,
         signal: bool = True,
+        index: int = 0,
         counters: Counters | None = None,
     ) -> None:
         if config.writer == "dataset" and completions_per_prompt > 1:
@@ -86,6 +88,7 @@ class ResponseSource:
         self._max_response_tokens = max_response_tokens
         self._sampling_temperature = sampling_temperature
         self._seed = seed
+        self._index = index
         self._stored: dict[int, _Stored] = {}
         self._order: tuple[int, np.ndarray] | None = None
         self.rows_drawn = 0
@@ -154,7 +157,7 @@ class ResponseSource:
     def _pair_at(self, row: int) -> int:
         epoch, position = divmod(row, self.num_pairs)
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng([self._seed, epoch]).permutation(self.num_pairs)
+            order = np.random.default_rng([self._seed, self._index, epoch]).permutation(self.num_pairs)
             self._order = (epoch, order)
         return int(self._order[1][position])
 
@@ -177,7 +180,7 @@ class ResponseSource:
         draws = [self._stored[pair].num_draws if pair in self._stored else 0 for pair in pairs]
         writer = self.config.writer
         seeds = [
-            response_seed("train", self._seed, prompt.id, pair // len(self.prompts), draw)
+            response_seed("train", self._seed, self._index, prompt.id, pair // len(self.prompts), draw)
             for pair, prompt, draw in zip(pairs, prompts, draws, strict=True)
         ]
         if writer == "dataset":
@@ -242,9 +245,9 @@ class Mixture:
         self._shares = [source.config.weight / total for source in sources]
 
     @property
-    def num_pairs(self) -> int:
-        """Pairs of one pass (all sources hold the same prompts)."""
-        return self.sources[0].num_pairs
+    def epoch(self) -> float:
+        """Passes over the pairs so far, in the source that has made the most."""
+        return max(source.rows_drawn / source.num_pairs for source in self.sources)
 
     def batch(self, step: int, student: LanguageModel) -> Batch:
         """The batch of optimiser step ``step``: a function of the state, the step and the student's weights."""

@@ -7,14 +7,15 @@ saved the student); what it lost afterwards was lost while the proxy rose too (o
 
 Two selections could flatter these numbers, and both are undone. (1) Steps picked and measured on the same
 prompts look too far apart, so steps are picked on one half of the prompts, the damage is measured on the
-other, and the halves change roles; the bootstrap redoes all of it. (2) The lowest proxy is itself picked
+other, and the halves change roles; the bootstrap redoes all of it, with counts drawn over all prompts, so
+that a prompt stays in its half. (2) The lowest proxy is itself picked
 among ``k`` steps, so each later step is tested against it at ``TURN_LEVEL / (k - 1)`` (Bonferroni over the
 steps that could have been lowest).
 
 "Not significantly above" is not "not above": just before it is found out, a rising proxy has risen by two or
 three standard errors. The part of golden's rise up to ``m`` that the proxy shows too is therefore counted as
 overfitting, not as hacking: ``severity_hacking = (golden(m) - golden(best)) - (proxy(m) - proxy(lowest))``,
-where the second bracket is kept between 0 and the first. With the oracle as teacher the two curves are one
+where the second bracket is at most the first. With the oracle as teacher the two curves are one
 and hacking is never above 0, in any resample; without this term it is found in most such runs.
 """
 
@@ -67,11 +68,15 @@ ROUNDING_NATS = 1e-4
 
 @dataclass(frozen=True)
 class Severities:
-    """Golden's rise (nats) from its best to the end, and its two parts, which add up to it."""
+    """Golden's rise (nats) from its best to the end, and its two parts, which add up to it.
+
+    ``rise_to_turn`` is golden(m) - golden(best), the hacking severity before the proxy's own rise is taken off.
+    """
 
     severity: Interval
     severity_hacking: Interval
     severity_overfitting: Interval
+    rise_to_turn: Interval
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,7 @@ class Verdict:
     severity: Interval | None
     severity_hacking: Interval | None
     severity_overfitting: Interval | None
+    rise_to_turn: Interval | None
     onset_step: int | None
     best_step: int
     turn_step: int | None
@@ -118,9 +124,8 @@ def judge(
 
     ``golden_SP`` and ``proxy_SP`` hold one value per evaluation and prompt (nats per sequence), with the same
     prompt and the same responses in column ``j`` throughout; a constant per prompt changes nothing, so golden
-    may be known up to a constant. ``steps_S`` should start at step 0. The intervals are percentile intervals
-    of a bootstrap over prompts within the halves. Prompts count as independent. In simulations false alarms
-    keep to their level and the intervals err towards too small a severity.
+    may be known up to a constant. ``steps_S`` should start at step 0. The intervals are percentile intervals of a
+    bootstrap over prompts that keeps every prompt in its half. Prompts count as independent.
 
     The order of the prompts does not matter; the same ``seed`` gives the same verdict. Fewer than
     ``MIN_EVALUATIONS`` or ``MIN_PROMPTS`` give *undecided*. Raises AssayError for values that are not finite,
@@ -130,7 +135,7 @@ def judge(
     steps, (golden, proxy) = _checked(steps_S, golden=golden_SP, proxy=proxy_SP)
     if too_few := _too_few(golden):
         best_step = int(steps[golden.mean(axis=1).argmin()])
-        return Verdict("undecided", too_few, None, None, None, None, best_step, None, None)
+        return Verdict("undecided", too_few, None, None, None, None, None, best_step, None, None)
 
     rises = _cross_fitted_rises(golden, proxy, golden, num_resamples, seed)
     found = _severities(rises, confidence)
@@ -151,6 +156,7 @@ def judge(
         found.severity,
         found.severity_hacking,
         found.severity_overfitting,
+        found.rise_to_turn,
         _onset(steps, golden, best) if departed else None,
         int(steps[best]),
         int(steps[turn]),
@@ -280,14 +286,17 @@ def _rise(mean_RS: Floats, start_R: Indices, end_R: Indices) -> Floats:
 
 
 def _severities(rises: _Rises, confidence: float) -> Severities:
-    # A proxy cannot account for more damage than there is, and one that fell accounts for none.
-    shown_R = np.clip(rises.proxy_to_turn_R, 0, np.maximum(rises.golden_to_turn_R, 0))
+    # A proxy cannot account for more damage than there is. Its rise is not clipped at 0: that would take off
+    # positive noise only, and where the proxy stagnates the severity would be half a standard error too small.
+    shown_R = np.minimum(rises.proxy_to_turn_R, np.maximum(rises.golden_to_turn_R, 0))
     hacking_R = rises.measured_to_turn_R - shown_R
-    severity, hacking, overfitting = (
-        percentile_interval(rise_R[0], rise_R[1:], confidence)
-        for rise_R in (rises.measured_to_last_R, hacking_R, rises.measured_to_last_R - hacking_R)
+    to_last_R, to_turn_R = rises.measured_to_last_R, rises.measured_to_turn_R
+    return Severities(
+        *(
+            percentile_interval(rise_R[0], rise_R[1:], confidence)
+            for rise_R in (to_last_R, hacking_R, to_last_R - hacking_R, to_turn_R)
+        )
     )
-    return Severities(severity, hacking, overfitting)
 
 
 def _name_damage(

@@ -33,7 +33,8 @@ class CachedLogProbs:
         """What to keep of each sequence: [length, V] log-probabilities or [length, H] hidden states."""
         kept: list[Tensor] = [torch.empty(0)] * len(batch)
         for rows, part in by_length(batch):
-            values = self.model.log_probs(part) if self.dense else self.model.hidden(part)
+            with self.model.evaluating():
+                values = self.model.log_probs(part) if self.dense else self.model.hidden(part)
             for row, value in zip(rows, values.split(part.lengths), strict=True):
                 kept[row] = value.clone()
         return kept

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,11 @@ class CausalModel:
     def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
         eos = module.config.eos_token_id if eos_token_id is None else eos_token_id
         if not isinstance(eos, int):
-            raise AssayError(f"model {name!r} has no single end-of-sequence token ({eos!r}): pass eos_token_id")
+            raise AssayError(
+                f"model {name!r} has no single end-of-sequence token ({eos!r}): set one eos_token_id in its config.json"
+            )
+        if not isinstance(getattr(module.config, "max_position_embeddings", None), int):
+            raise AssayError(f"model {name!r} ({type(module).__name__}) states no context length: it is not supported")
         self.module = module
         self.name = name
         self.eos_token_id = eos
@@ -51,6 +56,16 @@ class CausalModel:
             total.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()[:16]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it dropout is off; afterwards the module is in the mode it was in before."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(was_training)
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
         """The last hidden state at the position before each response token.
@@ -83,7 +98,6 @@ class CausalModel:
         """``head(hidden(batch))``: logits exist at response positions only."""
         return self.head(self.hidden(batch))
 
-    @torch.no_grad()
     def sample(
         self,
         prompt_ids: Sequence[tuple[int, ...]],
@@ -98,13 +112,19 @@ class CausalModel:
         """
         self._check_fits(Batch(prompt_ids, [(0,) * max_response_tokens] * len(prompt_ids)))
         uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
-        token_ids_BT = torch.full((len(prompt_ids), max_response_tokens), self.eos_token_id)
+        with self.evaluating(), torch.no_grad():
+            token_ids_BT = self._decode(prompt_ids, uniforms_BT, sampling_temperature)
+        return [self._until_eos(row) for row in token_ids_BT.tolist()]
+
+    def _decode(
+        self, prompt_ids: Sequence[tuple[int, ...]], uniforms_BT: Tensor, sampling_temperature: float
+    ) -> Tensor:
+        """The decoding loop: token ids [B, T], end-of-sequence after the first end-of-sequence."""
+        token_ids_BT = torch.full(uniforms_BT.shape, self.eos_token_id)
         alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
         input_ids, mask, positions = self._left_padded(prompt_ids)
         cache = DynamicCache(config=self.module.config)
-        was_training = self.module.training
-        self.module.eval()
-        for t in range(max_response_tokens):
+        for t in range(uniforms_BT.shape[1]):
             hidden = self.module.base_model(
                 input_ids=input_ids,
                 attention_mask=mask,
@@ -129,8 +149,7 @@ class CausalModel:
             input_ids = token_A.unsqueeze(-1).to(self.device)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             positions = positions[:, -1:] + 1
-        self.module.train(was_training)
-        return [self._until_eos(row) for row in token_ids_BT.tolist()]
+        return token_ids_BT
 
     def _until_eos(self, row: list[int]) -> tuple[int, ...]:
         end = row.index(self.eos_token_id) + 1 if self.eos_token_id in row else len(row)
@@ -154,14 +173,12 @@ class CausalModel:
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        was_training = self.module.training
-        self.module.eval()
         input_ids = torch.tensor([[1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]])
         input_ids = input_ids.to(self.device)
         mask = torch.ones_like(input_ids)
-        expected = self.module(input_ids=input_ids, attention_mask=mask).logits
-        ours = self._logits(self.module.base_model(input_ids=input_ids, attention_mask=mask).last_hidden_state)
-        self.module.train(was_training)
+        with self.evaluating():
+            expected = self.module(input_ids=input_ids, attention_mask=mask).logits
+            ours = self._logits(self.module.base_model(input_ids=input_ids, attention_mask=mask).last_hidden_state)
         if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
             raise AssayError(
                 f"model {self.name!r} ({type(self.module).__name__}) does more to its logits than a linear head, "

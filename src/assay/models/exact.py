@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -62,6 +63,10 @@ class _World(ABC):
             total.update(f"{tuple(parameter.shape)}".encode())
             total.update(parameter.numpy().tobytes())
         return total.hexdigest()[:16]
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Nothing to switch off: an exact world is always deterministic."""
+        return nullcontext()
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
         """The state before each response token."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -31,6 +32,10 @@ class LanguageModel(Protocol):
     @property
     def digest(self) -> str:
         """A short hash of the weights: equal digests mean equal distributions."""
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it the model is deterministic (no dropout); afterwards it is in the mode it was in before."""
         ...
 
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -65,6 +67,20 @@ def check_same_vocabulary(first: CausalModel, second: CausalModel) -> None:
         raise AssayError(
             f"{first.name!r} ends sequences with token {first.eos_token_id} and {second.name!r} with "
             f"{second.eos_token_id}: make them equal in the models' configs"
+        )
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raises AssayError when model ``name`` ships a tokenizer with other ids; a model without one is taken on trust."""
+    folder = Path(checkpoint_of(name))
+    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
+        return
+    theirs, ours = load_tokenizer(name).get_vocab(), tokenizer.get_vocab()
+    differing = [token for token in sorted(theirs | ours) if theirs.get(token) != ours.get(token)]
+    if differing:
+        raise AssayError(
+            f"the tokenizer of {name!r} gives {len(differing)} tokens other ids than the oracle's (such as "
+            f"{differing[0]!r}): exact divergences need one tokenizer; choose models that share it"
         )
 
 
