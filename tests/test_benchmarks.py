@@ -55,6 +55,7 @@ def test_a_quick_run_has_every_row_with_finite_positive_ratios(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     record = json.loads(record_path.read_text())
     assert record["quick"] is True
+    assert 0 < record["cpu_share"] < 1.5
     printed = [line.strip() for line in done.stdout.splitlines()]
     for section, names in ROWS.items():
         assert [row["name"] for row in record[section]] == names
