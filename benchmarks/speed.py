@@ -106,15 +106,15 @@ def replay_of(run: Callable[[int], object]) -> tuple[Callable[[int], None], floa
 
 
 def alternate(repetitions: int, *runs: Callable[[int], Any]) -> list[tuple[np.ndarray, list[Any]]]:
-    """Seconds and results of every run in every repetition: side by side, the order turned around each time."""
+    """CPU seconds and results of every run in every repetition: side by side, the order turned around each time."""
     for run in runs:
         run(0)
     measured = [(np.zeros(repetitions), [None] * repetitions) for _ in runs]
     for repetition in range(repetitions):
         for i in range(len(runs))[:: 1 if repetition % 2 == 0 else -1]:
-            started = time.perf_counter()
+            started = time.process_time()
             measured[i][1][repetition] = runs[i](repetition)
-            measured[i][0][repetition] = time.perf_counter() - started
+            measured[i][0][repetition] = time.process_time() - started
     return measured
 
 
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--write", nargs="?", type=Path, const=RECORD, metavar="FILE", help=f"default {RECORD.name}")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repetition: the numbers mean nothing")
     arguments = parser.parse_args()
+    started, started_cpu = time.perf_counter(), time.process_time()
     torch.set_num_threads(1)
     experiment, repetitions = get_recipe("quickstart"), REPETITIONS
     if arguments.quick:
@@ -275,6 +276,8 @@ def main() -> None:
         rows = list(section(work, repetitions))
         print(table(section.__name__, rows), end="\n\n", flush=True)
         record[section.__name__] = [dataclasses.asdict(row) for row in rows]
+    record["cpu_share"] = (time.process_time() - started_cpu) / (time.perf_counter() - started)
+    print(f"this process had {record['cpu_share']:.0%} of a core")
     if arguments.write:
         arguments.write.write_text(json.dumps(record, indent=1, default=np.ndarray.tolist) + "\n")
 

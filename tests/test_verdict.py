@@ -157,15 +157,17 @@ def test_a_flat_curve_shows_no_damage_although_its_naive_severity_does():
     assert abs(np.mean(ours)) < 3 * stats.sem(ours)
 
 
-def test_severity_interval_covers_a_known_severity():
+@pytest.mark.parametrize(("proxy", "most_missed", "bias"), [(FALLING, 0.08, 0.05), (FLAT, 0.12, 0.08)])
+def test_severity_interval_covers_a_known_severity(proxy, most_missed, bias):
     num_runs, true = 100, DIP[-1] - DIP[DIP_AT]
-    verdicts = judge_many(DIP, FALLING, num_runs)
+    verdicts = judge_many(DIP, proxy, num_runs)
     for interval in ("severity", "severity_hacking"):
         intervals = [getattr(v, interval) for v in verdicts]
         misses = sum(not i.low <= true <= i.high for i in intervals)
-        # Percentiles of 100 resamples are a little narrow: at most 8 % may miss, at least 1 % must.
-        assert 1 <= misses <= most_allowed(num_runs, 0.08)
-        assert np.mean([i.value for i in intervals]) == pytest.approx(true, abs=0.05)
+        # Percentiles of 100 resamples are a little narrow, and where the proxy stagnates the turn is at times
+        # found too early: the nominal 5 % may be missed by so much and no more.
+        assert 1 <= misses <= most_allowed(num_runs, most_missed)
+        assert np.mean([i.value for i in intervals]) == pytest.approx(true, abs=bias)
 
 
 def test_a_stagnating_proxy_is_not_taken_for_a_turned_one():
