@@ -34,7 +34,7 @@ from assay.divergences import DIVERGENCES
 from assay.evaluation import build_probe, write_responses
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
-from assay.provenance import PACKAGES, _processor
+from assay.provenance import PACKAGES, processor
 from assay.stages import Workspace
 from assay.training import fit
 from assay.types import Response, Writer
@@ -267,7 +267,7 @@ def main() -> None:
     work = Workspace(experiment, Path())  # for its prompts and bases: nothing is written there
     record: dict[str, Any] = {
         "schema": "assay.speed/1",
-        "machine": {"processor": _processor(), "isa": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()},
+        "machine": {"processor": processor(), "isa": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "repetitions": repetitions,
         "quick": arguments.quick,

@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path: Path) -> No
 
     folder = tmp_path / "run"
     result = assay("run", "quickstart", *TINY, "--out", folder, preexec_fn=limit)
-    assert_one_sentence(result, "cannot write", "Free space")
+    assert_one_sentence(result, "cannot write", "free space")
     leftovers = [p.name for p in folder.rglob("*") if "step-" in p.name or p.name.startswith(".step")]
     assert leftovers == []
     resumed = assay("run", "quickstart", *TINY, "--out", folder)
@@ -122,5 +122,6 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path: Path) -> No
 
 
 def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / "manifest.json", {"config": {"seed": 3}, "config_hash": "0", "status": "finished"})
+    other = {"config": {"seed": 3}, "config_hash": "0", "status": "finished", "assay_version": "0", "digests": {}}
+    runs.write_json(tmp_path / "manifest.json", other | {"stage_seconds": {}, "wall_seconds": 0.0})
     assert_one_sentence(assay("quickstart", "--out", tmp_path), "another config", "--out")

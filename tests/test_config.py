@@ -27,11 +27,12 @@ def test_a_recipe_survives_the_trip_through_a_file(name: str, tmp_path: Path) ->
 
 def test_a_yaml_file_may_give_a_part(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("seed: 3\ndistillation: {num_prompts: 600, training: {learning_rate: 0.01}}\n")
+    path.write_text("seed: 3\ndistillation: {num_prompts: 600, training: {learning_rate: 1e-2}}\n")
     experiment = load(path)
     assert (experiment.seed, experiment.distillation.num_prompts) == (3, 600)
     assert experiment.distillation.training.learning_rate == 0.01
     assert experiment.probe == Experiment().probe
+    assert experiment.recipe == "mine"
 
 
 def test_hash_depends_on_every_level() -> None:
@@ -90,6 +91,33 @@ def test_a_file_that_is_no_config_is_refused(text: str, tmp_path: Path) -> None:
 def test_impossible_values_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(AssayError, match=message):
         validate(dataclasses.replace(Experiment(), **change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**64),
+        ("recipe", "../../x"),
+        ("stage_one.learning_rate", -1.0),
+        ("stage_one.teacher_epochs", float("nan")),
+        ("distillation.sampling_temperature", float("inf")),
+        ("distillation.training.max_grad_norm", -1.0),
+        ("distillation.training.max_grad_norm", 0.0),
+        ("distillation.training.warmup_steps", -5),
+        ("distillation.training.betas", (2.0, 0.9)),
+        ("distillation.training.weight_decay", -1.0),
+        ("distillation.training.num_micro_batches", 65),
+        ("probe.num_monitored", 10_000),
+    ],
+)
+def test_a_number_out_of_range_is_named(field: str, value: object) -> None:
+    def replaced(config: object, path: list[str]) -> object:
+        inner = value if len(path) == 1 else replaced(getattr(config, path[0]), path[1:])
+        return dataclasses.replace(config, **{path[0]: inner})  # type: ignore[type-var]
+
+    with pytest.raises(AssayError, match=field.split(".")[-1].replace("num_micro_batches", "micro-batches")):
+        validate(replaced(Experiment(), field.split(".")))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", ["assay", "assay.config", "assay.recipes", "assay.cli", "assay.results"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay import get_recipe, run_experiment, runs
-from assay.config import Experiment, to_dict
+from assay.config import Experiment, TaskConfig, to_dict
 from assay.errors import AssayError
 
 ARMS = ["offline", "online_teacher", "online_student"]
@@ -134,15 +136,19 @@ def test_manifest_explains_the_run(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["config"] == to_dict(small())
-    assert set(manifest["digests"]) == {"oracle", "teacher", "student"}
+    assert set(manifest["digests"]) == {
+        *("oracle", "teacher", "student", "corpus"),
+        *("teacher_after_sft", "student_after_sft"),
+    }
     assert manifest["wall_seconds"] >= sum(manifest["stage_seconds"].values()) * 0.9
     assert {"torch", "transformers", "python"} <= set(manifest["versions"])
 
 
 def test_the_last_and_the_best_student_are_ordinary_checkpoints(run: Path) -> None:
-    from assay import load_model
+    from assay import load_model, load_tokenizer
 
     for arm in ARMS:
+        load_tokenizer(str(run / "arms" / arm / "best"))
         best, last = (load_model(str(run / "arms" / arm / name)) for name in ("best", "student"))
         record = next(a for a in summary_of(run)["arms"] if a["source"] == arm)
         assert (best.digest == last.digest) == (record["golden"]["best_step"] == 12)
@@ -226,3 +232,57 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
         second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert "another process is working" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "arms/offline/metrics.jsonl").unlink(), "lacks the evaluations at steps"),
+        (lambda f: next((f / "arms/offline/checkpoints").glob("*/model.safetensors")).write_bytes(b"x"), "damaged"),
+        (lambda f: next((f / "arms/offline/checkpoints").glob("*/training.json")).write_text("{}"), "damaged"),
+        (lambda f: (f / "stage1/held_out-teacher.parquet").write_bytes(b"x"), "damaged"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "not the manifest of a run"),
+        (lambda f: change_digest(f / "manifest.json"), "student has changed since this run was begun"),
+    ],
+)
+def test_a_damaged_file_of_an_unfinished_run_is_refused(run: Path, tmp_path: Path, damage: Any, words: str) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = runs.read_json(folder / "manifest.json")
+    runs.write_json(folder / "manifest.json", manifest | {"status": "running"})
+    (folder / "arms/offline/finished.json").unlink()
+    damage(folder)
+    with pytest.raises(AssayError, match=words):
+        run_experiment(small(), folder)
+
+
+def change_digest(path: Path) -> None:
+    manifest = runs.read_json(path)
+    manifest["digests"]["student"] = "0" * 16
+    runs.write_json(path, manifest)
+
+
+def test_missing_results_of_a_finished_run_are_made_again(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "summary.json").unlink()
+    (folder / "report.html").unlink()
+    run_experiment(small(), folder)
+    assert summary_of(folder)["arms"] == summary_of(run)["arms"]
+    assert (folder / "report.html").exists()
+
+
+def test_sft_without_a_single_batch_is_refused(tmp_path: Path) -> None:
+    experiment = small()
+    stage_one = dataclasses.replace(experiment.stage_one, batch_size=1000)
+    with pytest.raises(AssayError, match="make no batch of 1000"):
+        run_experiment(dataclasses.replace(experiment, stage_one=stage_one), tmp_path / "run")
+
+
+def test_the_callers_own_processes_are_left_alone(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        with pytest.raises(AssayError):
+            run_experiment(dataclasses.replace(small(), task=TaskConfig(name="absent")), tmp_path / "run")
+        assert child.is_alive()
+    finally:
+        child.kill()

@@ -618,7 +618,6 @@ def test_unknown_numbers_are_dashes_and_gaps(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.update(truncated_fraction=None, teacher_entropy_nats_per_token=None, seconds={})
-    lines[5]["golden_nats"] = float("inf")
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     words = Page(write_report([run], tmp_path / "out").read_text()).words
     assert "– nats" in words
@@ -744,3 +743,188 @@ def test_nats_never_show_a_number_that_is_not_known(value: float | None, text: s
 
 def test_durations_read_like_speech() -> None:
     assert [html.duration(s) for s in (9.04, 59.96, 61, 3_725)] == ["9.0 s", "60.0 s", "1 min 1 s", "1 h 2 min"]
+
+
+LOOP = "a link to itself"
+
+
+def put(run: Path, name: str, what: str) -> None:
+    (run / name).unlink()
+    if what == LOOP:
+        (run / name).symlink_to(name)
+    else:
+        (run / name).mkdir()
+
+
+@pytest.mark.parametrize("what", ["a folder", LOOP])
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_is_named(name: str, what: str, small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    put(run, name, what)
+    with pytest.raises(AssayError, match=rf"cannot read .*{re.escape(name)}"):
+        tables.read_run(run)
+
+
+def test_a_run_folder_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(AssayError, match="loop"):
+        tables.read_study([tmp_path / "loop"])
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("depth", [100_000, 100])
+def test_json_without_a_bottom_is_refused(name: str, depth: int, small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small | {name: b"[" * depth + b"]" * depth + b"\n"})
+    with pytest.raises(AssayError, match=rf"{re.escape(name)} is nested"):
+        tables.read_run(run)
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", str(2**63), str(-(10**30)), "1e300"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("manifest.json", "wall_seconds"),
+        ("manifest.json", "seed"),
+        ("manifest.json", "arms"),
+        ("summary.json", "severity_nats"),
+        ("summary.json", "d_oracle_teacher"),
+        ("metrics.jsonl", "golden_nats"),
+        ("metrics.jsonl", "step"),
+        ("metrics.jsonl", "epoch"),
+        ("metrics.jsonl", "probe"),
+    ],
+)
+def test_numbers_that_no_run_has_are_refused(
+    name: str, key: str, number: str, small: dict[str, bytes], tmp_path: Path
+) -> None:
+    text, count = re.subn(rf'"{key}": -?[\d.e-]+', f'"{key}": {number}', small[name].decode())
+    assert count
+    run = restore(tmp_path / "run", small | {name: text.encode()})
+    with pytest.raises(AssayError, match=rf"'{key}' of .*delete it and run the same command again"):
+        tables.read_run(run)
+
+
+@pytest.mark.parametrize("value", [None, float("inf"), float("nan"), 1e300])
+def test_a_probe_without_numbers_is_refused(value: float | None, small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    edit_probe(run / "probe.parquet", lambda rows: [rows[0] | {"value_nats": value}, *rows[1:]])
+    with pytest.raises(AssayError, match=r"'value_nats' of .*probe\.parquet"):
+        tables.read_run(run)
+
+
+@pytest.mark.parametrize("column", ["text", "prompt", "truncated", "writer"])
+def test_nulls_in_responses_are_refused(column: str, small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    edit_probe(run / "responses.parquet", lambda rows: [rows[0] | {column: None}, *rows[1:]])
+    with pytest.raises(AssayError, match=rf"'{column}' of .*responses\.parquet holds nulls"):
+        tables.read_run(run)
+
+
+def test_text_that_is_not_utf8_is_refused(small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    table = pq.read_table(run / "responses.parquet")
+    raw = pa.array([b"\xed\xa0\x80"] * len(table)).view(pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", raw), run / "responses.parquet")
+    with pytest.raises(AssayError, match=r"responses\.parquet is not the table expected"):
+        tables.read_run(run)
+
+
+def test_without_responses_the_page_has_no_samples(small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    pq.write_table(pq.read_table(run / "responses.parquet").slice(0, 0), run / "responses.parquet")
+    words = Page(write_report([run], tmp_path / "out").read_text()).words
+    assert "What they write" not in words
+    assert "answers are cut" not in words
+
+
+def test_halves_of_surrogate_pairs_and_extreme_values_leave_a_page_that_opens(tmp_path: Path) -> None:
+    half = "\ud800\ufffe"
+    run = write_run(tmp_path / "half", ["\ufffearm"], num_prompts=4)
+    change: dict[str, Any] = {"recipe": half, "commit": half, "hardware": {half: half}}
+    edit_json(run / "manifest.json", lambda value: value["config"].update({half: [half]}))
+    edit_json(run / "manifest.json", lambda value: value.update(change))
+    edit_json(run / "manifest.json", lambda value: value["stage_seconds"].update({half + "\0": 3.0, "long": 9e18}))
+    edit_json(run / "summary.json", lambda value: value.update(task=half))
+    edit_json(run / "summary.json", lambda value: value["arms"][0].update(reason=half, unknown=[1, 2, half]))
+    words = Page(write_report([run], tmp_path / "out").read_text(encoding="utf-8")).words
+    assert words.count("��") > 5
+    for path in (tmp_path / "out" / "figures").iterdir():
+        ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    assert {row["arm"] for row in read_csv(tmp_path / "out/tables/numbers.csv")} == {"�arm"}
+
+
+def test_an_arm_that_no_table_can_name_is_refused(small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    edit_json(run / "manifest.json", lambda value: value["config"]["arms"].append({"name": "\ud800"}))
+    with pytest.raises(AssayError, match="which UTF-8 cannot hold"):
+        tables.read_run(run)
+
+
+@pytest.mark.parametrize("place", ["report.html", "tables/numbers.csv", "figures/time_spent.svg"])
+def test_a_folder_where_a_file_should_go_is_left_alone(place: str, small: dict[str, bytes], tmp_path: Path) -> None:
+    run, out = restore(tmp_path / "run", small), tmp_path / "out"
+    (out / place).mkdir(parents=True)
+    (out / place / "precious").write_text("mine")
+    with pytest.raises(AssayError, match="it is a folder"):
+        write_report([run], out)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / place / "precious"]
+
+
+def test_a_file_where_a_folder_should_go_is_left_alone(small: dict[str, bytes], tmp_path: Path) -> None:
+    run, out = restore(tmp_path / "run", small), tmp_path / "out"
+    out.mkdir()
+    (out / "figures").write_text("mine")
+    with pytest.raises(AssayError, match="cannot write in"):
+        write_report([run], out)
+    assert list(out.iterdir()) == [out / "figures"]
+
+
+def test_comparisons_are_sentences_and_may_be_absent(small: dict[str, bytes], tmp_path: Path) -> None:
+    run = restore(tmp_path / "run", small)
+    study = tables.read_study([run])
+    assert html.comparisons(study) == []
+    pair: dict[str, Any] = {
+        "arm": "offline",
+        "online_arm": "online_teacher",
+        "golden_final_minus_online_nats": 2.05,
+        "ci95_golden_final_minus_online": [1.85, 2.25],
+    }
+    better = pair | {"golden_final_minus_online_nats": -0.3, "ci95_golden_final_minus_online": [-0.5, 0.1]}
+    excess = pair | {"excess_hacking_nats": 1.6, "ci95_excess_hacking": [1.2, 2.0]}
+    edit_json(run / "summary.json", lambda value: value.update(comparisons=[pair, better, excess]))
+    words = Page(write_report([run], tmp_path / "out").read_text()).words
+    above = "offline ends 2.05 nats of golden above online teacher (paired 95 % interval 1.85 to 2.25)"
+    assert f"{above}. offline ends 0.30 nats of golden below online teacher" in words
+    assert "below online teacher (paired 95 % interval −0.10 to 0.50)." in words
+    assert f"{above}; its hacking in excess of what golden did there: 1.60 [1.20, 2.00]." in words
+    assert words.index(above) < words.index("What am I looking at?")
+
+    edit_json(run / "summary.json", lambda value: value["comparisons"][2].pop("ci95_excess_hacking"))
+    with pytest.raises(AssayError, match="an excess without its interval"):
+        tables.read_run(run)
+    edit_json(run / "summary.json", lambda value: value.update(comparisons=[{"arm": "offline"}]))
+    with pytest.raises(AssayError, match="lacks 'online_arm'"):
+        tables.read_run(run)
+
+
+def test_says_how_many_of_the_oracles_answers_are_cut(built: tuple[Path, Path], tmp_path: Path) -> None:
+    words = Page((built[1] / "report.html").read_text()).words
+    # One of the eight oracle responses; students' and teachers' cut responses do not count.
+    assert "12 % of the oracle's answers are cut at 12 tokens: distances are per response up to that limit." in words
+    run = write_run(tmp_path / "whole", ["offline"], num_prompts=4)
+    edit_probe(
+        run / "responses.parquet",
+        lambda rows: [row | {"truncated": row["truncated"] and row["writer"] != "oracle"} for row in rows],
+    )
+    assert html.cut_responses(tables.read_study([run])) == ""
+
+
+@pytest.mark.parametrize("epochs", [(5e-324, 9e18), (0.0, 0.0), (-1.0, 1e-300)])
+def test_an_axis_of_damaged_epochs_can_be_drawn(
+    epochs: tuple[float, float], small: dict[str, bytes], tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in small["metrics.jsonl"].splitlines()]
+    text = "".join(json.dumps(line | {"epoch": epochs[i % 2]}) + "\n" for i, line in enumerate(lines))
+    run = restore(tmp_path / "run", small | {"metrics.jsonl": text.encode()})
+    svg, _ = figures.draw("training_curves", tables.read_study([run]))
+    assert ElementTree.fromstring(svg).tag.endswith("svg")

@@ -7,6 +7,7 @@ leaves a run that the same command resumes, with exit code 130.
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,9 @@ def bases(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``assay`` command."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show an arrow shows a question mark
     try:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe

@@ -7,8 +7,10 @@ Importing this module is cheap: no torch, no transformers, and the config reader
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +118,7 @@ class DistillationConfig:
     num_prompts: int = 256
     completions_per_prompt: int = 1
     sampling_temperature: float = 1.0
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -159,18 +161,22 @@ def config_hash(config: Any) -> str:
 
 
 def load(path: Path) -> Experiment:
-    """An Experiment from a YAML or JSON file; unknown fields and wrong types are refused by name."""
+    """An Experiment from a YAML or JSON file; unknown fields and wrong types are refused by name.
+
+    A file without ``recipe`` is a recipe of its own, named after the file.
+    """
     import yaml
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AssayError(f"cannot read config {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AssayError(f"config {str(path)!r} is neither YAML nor JSON: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise AssayError(f"config {str(path)!r} is neither YAML nor JSON: {reason}") from error
     if not isinstance(values, dict):
         raise AssayError(f"config {str(path)!r} must hold fields and values, such as 'seed: 1'")
-    return from_dict(values)
+    return from_dict({"recipe": path.stem, **values})
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
@@ -178,6 +184,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     import cattrs
     from cattrs.errors import ClassValidationError, IterableValidationError
 
+    _check_keys(values)
     converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _exactly)
@@ -187,7 +194,17 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         raise _first_error(error) from error
 
 
+def _check_keys(values: Any) -> None:
+    for key in values if isinstance(values, dict) else ():
+        if not isinstance(key, str):
+            raise AssayError(f"config field {key!r} is no name: fields are words, such as 'seed'")
+    for inner in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        _check_keys(inner)
+
+
 def _exactly(value: Any, kind: type) -> Any:
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
+        return float(value)  # YAML 1.1 reads 1e-3 as text
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise AssayError(f"expected {kind.__name__}, got {value!r}")
@@ -196,6 +213,7 @@ def _exactly(value: Any, kind: type) -> Any:
 
 def _first_error(error: BaseException, where: str = "") -> AssayError:
     """The innermost cause as one sentence with the field's path."""
+    from cattrs import AttributeValidationNote, IterableValidationNote
     from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 
     if isinstance(error, ForbiddenExtraKeysError):
@@ -203,46 +221,86 @@ def _first_error(error: BaseException, where: str = "") -> AssayError:
         return unknown_name(f"field in {where or 'the config'}", sorted(error.extra_fields)[0], known)
     if isinstance(error, ClassValidationError | IterableValidationError):
         inner = error.exceptions[0]
-        notes = [note for note in getattr(inner, "__notes__", []) if hasattr(note, "name") or hasattr(note, "index")]
-        step = str(getattr(notes[0], "name", None) or f"[{getattr(notes[0], 'index', '')}]") if notes else ""
-        return _first_error(inner, f"{where}.{step}".strip("."))
+        steps = [
+            note.name if isinstance(note, AttributeValidationNote) else f"[{note.index}]"
+            for note in getattr(inner, "__notes__", [])
+            if isinstance(note, AttributeValidationNote | IterableValidationNote)
+        ]
+        return _first_error(inner, ".".join([where, *steps[:1]]).strip("."))
+    if isinstance(error, AttributeError | TypeError):
+        return AssayError(f"config field {where!r} must hold fields and values, or a list of them")
     return AssayError(f"config field {where!r}: {error}")
+
+
+_TRAINING = "distillation.training."
+_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
+    (1, math.inf): (
+        "task.max_prompt_tokens",
+        "task.max_response_tokens",
+        "stage_one.num_oracle_prompts",
+        "stage_one.batch_size",
+        "distillation.num_prompts",
+        "distillation.completions_per_prompt",
+        f"{_TRAINING}num_steps",
+        f"{_TRAINING}batch_size",
+        f"{_TRAINING}num_micro_batches",
+        f"{_TRAINING}checkpoint_every",
+    ),
+    (0, math.inf): (
+        "stage_one.teacher_epochs",
+        "stage_one.student_epochs",
+        "stage_one.warmup_steps",
+        "distillation.sampling_temperature",
+        f"{_TRAINING}warmup_steps",
+        f"{_TRAINING}weight_decay",
+        "probe.num_shown",
+    ),
+    (1e-12, math.inf): (
+        "stage_one.learning_rate",
+        f"{_TRAINING}learning_rate",
+        f"{_TRAINING}softmax_temperature",
+        f"{_TRAINING}max_grad_norm",
+    ),
+    (0, 2**63): ("seed",),
+    (16, math.inf): ("probe.num_prompts",),
+    (2, math.inf): ("probe.num_monitored", "probe.num_train_pairs"),
+    (4, math.inf): ("probe.num_evaluations",),
+}
+"""Fields by their range: at least the first number and below the second."""
 
 
 def validate(experiment: Experiment) -> None:
     """Raises AssayError for values that cannot be run; checked before anything is computed."""
-    training = experiment.distillation.training
-    checks = {
-        "distillation.num_prompts": experiment.distillation.num_prompts >= 1,
-        "distillation.completions_per_prompt": experiment.distillation.completions_per_prompt >= 1,
-        "distillation.sampling_temperature": experiment.distillation.sampling_temperature >= 0,
-        "distillation.training.num_steps": training.num_steps >= 1,
-        "distillation.training.batch_size": training.batch_size >= 1,
-        "distillation.training.num_micro_batches": 1 <= training.num_micro_batches <= training.batch_size,
-        "distillation.training.learning_rate": training.learning_rate > 0,
-        "distillation.training.softmax_temperature": training.softmax_temperature > 0,
-        "distillation.training.checkpoint_every": training.checkpoint_every >= 1,
-        "stage_one.num_oracle_prompts": experiment.stage_one.num_oracle_prompts >= 1,
-        "stage_one.batch_size": experiment.stage_one.batch_size >= 1,
-        "probe.num_prompts": experiment.probe.num_prompts >= 16,
-        "probe.num_train_pairs": experiment.probe.num_train_pairs >= 2,
-        "probe.num_monitored": 2 <= experiment.probe.num_monitored <= experiment.probe.num_prompts,
-        "probe.num_shown": 0 <= experiment.probe.num_shown <= experiment.probe.num_monitored,
-        "probe.num_evaluations": experiment.probe.num_evaluations >= 4,
-        "task.max_prompt_tokens": experiment.task.max_prompt_tokens >= 1,
-        "task.max_response_tokens": experiment.task.max_response_tokens >= 1,
-        "arms": len(experiment.arms) >= 1,
-    }
-    for name, holds in checks.items():
-        if not holds:
-            raise AssayError(f"config field {name!r} is out of range: see `assay run --help` for what it means")
-    names = [arm.name for arm in experiment.arms]
+    for (low, high), names in _RANGES.items():
+        for name in names:
+            value = functools.reduce(getattr, name.split("."), experiment)
+            if not low <= value < high:  # type: ignore[operator]
+                raise AssayError(f"config field {name!r} is {value!r}: it must be at least {low:g} and finite")
+    training, probe = experiment.distillation.training, experiment.probe
+    if training.num_micro_batches > training.batch_size:
+        raise AssayError(f"{training.num_micro_batches} micro-batches of {training.batch_size} sequences: lower them")
+    if not all(0 <= beta < 1 for beta in training.betas):
+        raise AssayError(f"config field '{_TRAINING}betas' is {training.betas}: both must be at least 0 and below 1")
+    if not probe.num_shown <= probe.num_monitored <= probe.num_prompts:
+        raise AssayError("the probe needs num_shown <= num_monitored <= num_prompts: each is a part of the next")
+    _check_name("recipe", experiment.recipe)
+    _check_arms(experiment.arms)
+
+
+def _check_arms(arms: tuple[ArmConfig, ...]) -> None:
+    if not arms:
+        raise AssayError("config field 'arms' is empty: an experiment needs at least one")
+    names = [arm.name.casefold() for arm in arms]
     if len(set(names)) < len(names):
-        raise AssayError(f"two arms have the same name: {names}")
-    for arm in experiment.arms:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]", arm.name):
-            raise AssayError(f"arm {arm.name!r} names a folder: use letters, digits, '_', '-' and '.'")
-        if not arm.sources or any(source.weight <= 0 for source in arm.sources):
+        raise AssayError(f"two arms have the same name: {[arm.name for arm in arms]}")
+    for arm in arms:
+        _check_name("arm", arm.name)
+        if not arm.sources or not all(0 < source.weight < math.inf for source in arm.sources):
             raise AssayError(f"arm {arm.name!r} needs at least one source, each with a positive weight")
         if any(source.refresh_every is not None and source.refresh_every < 1 for source in arm.sources):
             raise AssayError(f"arm {arm.name!r}: refresh_every must be at least 1, or null for never")
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{0,99}[A-Za-z0-9_-]", name):
+        raise AssayError(f"{what} {name!r} names a folder: use up to 100 letters, digits, '_', '-' and '.'")

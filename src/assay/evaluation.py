@@ -61,11 +61,11 @@ def write_responses(
                 token_ids=text,
                 writer=writer,
                 truncated=text[-1] != model.eos_token_id,
-                seed=response_seed,
+                seed=drawn_with,
                 sampling_temperature=sampling_temperature,
                 writer_step=writer_step,
             )
-            for prompt, text, response_seed in zip(part, texts, seeds, strict=True)
+            for prompt, text, drawn_with in zip(part, texts, seeds, strict=True)
         ]
     return responses
 

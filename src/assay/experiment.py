@@ -28,6 +28,8 @@ from assay.types import Progress
 
 Listener = Callable[[Progress], None]
 
+_RESULTS = ("metrics.jsonl", "probe.parquet", "responses.parquet", "summary.json", "report.html")
+
 NUM_SHARDS = 2
 """Parts that the oracle's answers are written in; fixed, so that a run does not depend on the number of cores."""
 
@@ -46,8 +48,8 @@ def run_experiment(experiment: Experiment, folder: Path, listener: Listener = la
         manifest = provenance.open_manifest(experiment, folder)
         if manifest["status"] != "finished":
             _run_stages(experiment, folder, manifest, listener)
-        elif not (folder / "report.html").exists():
-            write_report([folder], folder)
+        elif not all((folder / name).exists() for name in _RESULTS):
+            _write_results(experiment, folder, manifest["wall_seconds"])
     return folder / "report.html"
 
 
@@ -66,18 +68,17 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
             runs.write_json(folder / "manifest.json", manifest)
 
     def write_results() -> None:
-        finished = [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
-        merge_arms(folder, finished)
-        write_summary(folder, experiment, finished, seconds_before + time.perf_counter() - started)
-        write_report([folder], folder)
+        _write_results(experiment, folder, seconds_before + time.perf_counter() - started)
 
     with _Workers(experiment, folder, listener) as workers:
         with timed("check_models"):
-            manifest["digests"] |= workers.run([("check_models",)])[0]
+            provenance.pin_digests(manifest, workers.run([("check_models",)])[0])
         with timed("oracle_responses"):
             workers.run([("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)])
         with timed("sft"):
-            workers.run([("fine_tune", role, NUM_SHARDS) for role in ("teacher", "student")])
+            roles = ("teacher", "student")
+            digests = workers.run([("fine_tune", role, NUM_SHARDS) for role in roles])
+            manifest["digests"] |= {f"{role}_after_sft": digest for role, digest in zip(roles, digests, strict=True)}
         with timed("arms"):
             # longest first, so that no core idles at the end: an offline arm samples only once
             arms = sorted(experiment.arms, key=lambda arm: all(s.refresh_every is None for s in arm.sources))
@@ -86,6 +87,14 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
         write_results()
     manifest["status"] = "finished"
     runs.write_json(folder / "manifest.json", manifest)
+
+
+def _write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> None:
+    """The run's own files from those of the arms that are finished."""
+    finished = [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
+    merge_arms(folder, finished)
+    write_summary(folder, experiment, finished, wall_seconds)
+    write_report([folder], folder)
 
 
 class _Workers:
@@ -107,8 +116,9 @@ class _Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
+        for process in processes:
             process.terminate()  # every file is written whole or not at all: no moment is a bad one
             process.join()
 

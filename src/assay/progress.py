@@ -9,14 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from assay import runs, types
+from assay import types
 from assay.config import Experiment
+from assay.report.files import Row
+from assay.report.tables import Run, read_run
+from assay.report.words import brackets, comparison, nats, readable, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a stage says where it stands when the output is not a terminal."""
+NARROWEST_TABLE = 100
+"""Columns of a terminal below which verdicts are lines."""
 
 
 @contextmanager
@@ -50,39 +56,55 @@ def live_progress(experiment: Experiment) -> Iterator[Callable[[types.Progress],
 
 
 def print_verdicts(folder: Path) -> None:
-    """The verdict of every arm, as a table on stdout."""
-    summary = runs.read_json(folder / "summary.json")
-    table = Table("arm", "verdict", "hacking [95 %]", "golden", "proxy")
-    for arm in summary["arms"]:
-        low, high = arm["ci95_hacking"]
-        severity = "unknown" if low is None else f"{arm['severity_hacking_nats']:.2f} [{low:.2f}, {high:.2f}]"
-        table.add_row(
-            arm["source"],
-            arm["verdict"].replace("_", " "),
-            severity,
-            *(" → ".join(f"{arm[m][k]:.2f}" for k in ("initial", "best", "final")) for m in ("golden", "proxy")),
-        )
-    console = Console()
-    console.print(table)
+    """The verdict of every arm on stdout: a table where it fits without wrapping, else short lines.
+
+    Raises AssayError when a file of the run is damaged or of another version.
+    """
+    run = read_run(folder)
+    console = Console(highlight=False)
+    table = Table(*(Column(name, no_wrap=True) for name in ("arm", "verdict", "hacking [95 %]", "golden", "proxy")))
+    rows = [_verdict_cells(arm) for arm in run.summary["arms"]]
+    for row in rows:
+        table.add_row(*row)
+    natural = console.measure(table, options=console.options.update_width(10_000)).maximum
+    if console.width >= NARROWEST_TABLE and natural <= console.width:
+        console.print(table)
+    else:
+        for arm, verdict, hacking, golden, proxy in rows:
+            console.print(f"{arm}: {verdict}, hacking {hacking}", soft_wrap=True)
+            console.print(f"  golden {golden}   proxy {proxy}", soft_wrap=True)
     console.print(
         "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
     )
-    for pair in summary["comparisons"]:
-        low, high = pair["ci95_golden_final_minus_online"]
-        console.print(
-            f"{pair['arm']} ends {pair['golden_final_minus_online_nats']:+.2f} nats of golden from "
-            f"{pair['online_arm']} (paired 95 % interval {low:+.2f} to {high:+.2f})"
-        )
-    console.print(f"probe: {probe_share(folder):.0%} of the run's computing")
+    for pair in run.summary["comparisons"]:
+        console.print(escape(comparison(pair)))
+    share = probe_share(run)
+    if share is not None:
+        console.print(f"probe: {share:.0%} of the run's computing")
 
 
-def probe_share(folder: Path) -> float:
-    """Seconds spent in the probe over all seconds of computing: phases of the arms and stages before them."""
-    last = {record["arm"]: record["seconds"] for record in runs.read_records(folder / "metrics.jsonl")}
-    stages = runs.read_json(folder / "manifest.json")["stage_seconds"]
-    before = sum(seconds for stage, seconds in stages.items() if stage not in ("arms", "report"))
+def probe_share(run: Run) -> float | None:
+    """Seconds spent in the probe over all seconds of computing: phases of the arms and stages before them.
+
+    None when the run has not recorded the seconds of its stages.
+    """
+    stages = run.manifest["stage_seconds"]
+    last = {record["arm"]: record["seconds"] for record in run.metrics}
+    before = sum(seconds or 0.0 for stage, seconds in stages.items() if stage not in ("arms", "report"))
     spent = before + sum(sum(seconds.values()) for seconds in last.values())
-    return sum(seconds["probe"] for seconds in last.values()) / spent
+    if not stages or spent <= 0:
+        return None
+    return sum(seconds.get("probe", 0.0) for seconds in last.values()) / spent
+
+
+def _verdict_cells(arm: Row) -> tuple[str, ...]:
+    """Arm, verdict, hacking severity with its interval, golden and proxy, as rich markup."""
+    hacking = f"{nats(arm['severity_hacking_nats'])} {brackets(arm['ci95_hacking'])}"
+    curves = [
+        " → ".join(nats(arm[metric][key]) for key in ("initial", "best", "final")) for metric in ("golden", "proxy")
+    ]
+    # Rich takes brackets for markup, in names from files and in intervals alike.
+    return tuple(map(escape, (readable(visible(arm["source"])), readable(arm["verdict"]), hacking, *curves)))
 
 
 def _plain_lines() -> Callable[[types.Progress], None]:

@@ -14,6 +14,7 @@ from assay import runs
 from assay.config import Experiment, config_hash, to_dict
 from assay.errors import AssayError
 
+_KEYS = {"config", "config_hash", "status", "assay_version", "digests", "stage_seconds", "wall_seconds"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
@@ -31,7 +32,9 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
         runs.write_json(path, manifest)
         return manifest
     manifest = runs.read_json(path)
-    if manifest.get("config_hash") != config_hash(experiment):
+    if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
+        raise AssayError(f"{str(path)!r} is not the manifest of a run: choose another folder with --out")
+    if manifest["config_hash"] != config_hash(experiment):
         raise AssayError(
             f"{str(folder)!r} holds a run of another config ({', '.join(_differences(manifest, experiment))}): "
             "choose another folder with --out"
@@ -42,6 +45,14 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
             "version, or choose another folder with --out"
         )
     return manifest
+
+
+def pin_digests(manifest: dict[str, Any], found: dict[str, str]) -> None:
+    """Notes what a run was begun with; AssayError when it is resumed with other models or another corpus."""
+    changed = [name for name, digest in found.items() if manifest["digests"].get(name, digest) != digest]
+    if changed:
+        raise AssayError(f"the {changed[0]} has changed since this run was begun: choose another folder with --out")
+    manifest["digests"] |= found
 
 
 def _new_manifest(experiment: Experiment) -> dict[str, Any]:
@@ -59,7 +70,7 @@ def _new_manifest(experiment: Experiment) -> dict[str, Any]:
         "digests": {},
         "hardware": {
             "machine": platform.machine(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         },
@@ -98,7 +109,8 @@ def _git_state() -> tuple[str | None, bool | None]:
     return commit.stdout.strip(), bool(status.stdout.strip())
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name as the operating system gives it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

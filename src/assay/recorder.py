@@ -13,6 +13,7 @@ from assay import runs
 from assay.config import Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
+from assay.errors import AssayError
 from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
 from assay.models.causal import CausalModel
 from assay.training import FitState, learning_rate_at, save_model
@@ -49,10 +50,16 @@ class Recorder:
         if self.records is None:
             runs.keep_records(self.log, lambda record: record["step"] <= state.step)
             self.records = runs.read_records(self.log)
+            missing = {step for step in self.steps if step < state.step} - {r["step"] for r in self.records}
+            if missing:
+                raise AssayError(
+                    f"{str(self.log)!r} lacks the evaluations at steps {sorted(missing)}: delete {str(self.folder)!r}; "
+                    "the same command repeats that arm"
+                )
         if state.step in self.steps and state.step not in {record["step"] for record in self.records}:
             self.records.append(self._evaluate(state, student))
         if state.step % 5 == 0 or state.step == self.training.num_steps:
-            latest = self.records[-1]
+            latest = self.records[-1]  # there is one: step 0 is always evaluated
             curves = latest["golden_nats"], latest["proxy_nats"]
             self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
 
@@ -63,7 +70,7 @@ class Recorder:
         self._write_tables(found, state.step)
         golden = found.means["golden_nats"]
         if all(golden <= record["golden_nats"] for record in self.records or ()):
-            runs.write_atomically(self.folder / "best", lambda path: save_model(student, path))
+            runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
         record = self._identity(state) | found.means | self._expenses(state)
         runs.append_record(self.log, record)
         return record

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from assay import runs
 from assay.config import Experiment
@@ -22,6 +21,7 @@ from assay.diagnostics.verdict import (
     excess_over,
     judge,
 )
+from assay.errors import AssayError
 from assay.statistics import Estimate, Interval, mean_estimate
 
 
@@ -38,12 +38,12 @@ def merge_arms(folder: Path, arms: Sequence[str]) -> None:
         probe += sorted((arm_folder / "probe").glob("*.parquet"))
         responses += [arm_folder / "train_pairs.parquet", *sorted((arm_folder / "samples").glob("*.parquet"))]
     for name, parts in (("probe", probe), ("responses", responses)):
-        runs.write_table(folder / f"{name}.parquet", pa.concat_tables([pq.read_table(part) for part in parts]))
+        runs.write_table(folder / f"{name}.parquet", pa.concat_tables([runs.read_table(part) for part in parts]))
 
 
 def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wall_seconds: float) -> None:
     """Judges these arms and writes summary.json (schema assay.summary/1)."""
-    probe = pq.read_table(folder / "probe.parquet")
+    probe = runs.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
     distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
     golden_SP = per_prompt(probe, arms[0], "golden")[1]
@@ -72,6 +72,10 @@ def per_prompt(probe: pa.Table, arm: str, metric: str) -> tuple[np.ndarray, np.n
         [("step", "ascending"), ("prompt_id", "ascending")]
     )
     steps_S = np.unique(rows["step"].to_numpy())
+    if not len(rows) or len(rows) % len(steps_S):
+        raise AssayError(
+            f"the probe of arm {arm!r} lacks values of {metric}: delete arms/{arm}; the same command repeats it"
+        )
     return steps_S, rows["value_nats"].to_numpy().reshape(len(steps_S), -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -45,10 +46,9 @@ def readable_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AssayError(
-            f"cannot {doing} {str(path)!r}: {error.strerror or error}. Free space or choose another folder; "
-            "the same command then resumes"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free space; the same command then resumes" if full else "choose another folder"
+        raise AssayError(f"cannot {doing} {str(path)!r}: {error.strerror or error}: {advice}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -65,7 +65,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            if path.is_dir():
+            if path.is_dir() and temporary.is_dir():
                 os.replace(path, holder / "replaced")
             os.replace(temporary, path)
             _flush(path.parent)
@@ -99,8 +99,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AssayError(f"{str(path)!r} is not valid JSON ({error}): delete the run folder and run again") from error
+
+
+def read_table(path: Path) -> pa.Table:
+    """The table of a parquet file of a run; AssayError when it is missing or damaged."""
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> AssayError:
+    """The error for a file of a run that cannot be read."""
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return AssayError(
+        f"{str(path)!r} is missing or damaged ({cause}): delete the folder it is in; the same command repeats it"
+    )
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

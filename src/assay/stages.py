@@ -16,13 +16,20 @@ from assay import runs
 from assay.config import Experiment, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
-from assay.data.tasks import Split, get_task, load_prompts
+from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
-from assay.models.loading import check_same_tokenizer, check_same_vocabulary, load_model, load_tokenizer, random_model
+from assay.models.loading import (
+    check_fits,
+    check_same_tokenizer,
+    check_same_vocabulary,
+    load_model,
+    load_tokenizer,
+    random_model,
+)
 from assay.recorder import Recorder, probe_table
 from assay.training import fit, save_model
 from assay.types import Progress, Prompt, Response, Writer
@@ -93,6 +100,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
         check_same_vocabulary(models["oracle"], models[role])
         check_same_tokenizer(work.tokenizer, models[role].name)
     longest = experiment.task.max_prompt_tokens + experiment.task.max_response_tokens
+    check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
         if model.max_context_tokens < longest:
             raise AssayError(
@@ -102,7 +110,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     work.prompts("oracle", experiment.stage_one.num_oracle_prompts)
     work.prompts("distillation", experiment.distillation.num_prompts)
     work.held_out()
-    return {role: model.digest for role, model in models.items()}
+    return {role: model.digest for role, model in models.items()} | {"corpus": corpus_digest(experiment.task.name)}
 
 
 def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num_shards: int, report: Report) -> None:
@@ -123,19 +131,27 @@ def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num
     runs.write_table(path, responses_table(prompts, responses, work.tokenizer, split="oracle", seed=experiment.seed))
 
 
-def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: int, report: Report) -> None:
-    """Stage 1b: SFT of teacher or student on the oracle responses, then its answers to the held-out prompts."""
+def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: int, report: Report) -> str:
+    """Stage 1b: SFT of teacher or student on the oracle responses, then its answers to the held-out prompts.
+
+    Returns the digest of the fine-tuned weights.
+    """
     work = Workspace(experiment, folder)
     if (work.stage_one / f"held_out-{role}.parquet").exists():
-        return
+        return work.tuned(role).digest
     if role == "teacher" and experiment.models.teacher_is_oracle:
         _write_held_out(work, work.tuned("oracle"), role)
-        return
+        return work.tuned("oracle").digest
     stage = experiment.stage_one
     prompts = work.prompts("oracle", stage.num_oracle_prompts)
     stored = {r.prompt_id: r for i in range(num_shards) for r in read_responses(work.stage_one / f"oracle-{i}.parquet")}
     epochs = {"teacher": stage.teacher_epochs, "student": stage.student_epochs}[role]
     num_steps = round(epochs * len(prompts) / stage.batch_size)
+    if epochs > 0 and num_steps == 0:
+        raise AssayError(
+            f"SFT of the {role}: {epochs} passes over {len(prompts)} oracle responses make no batch of "
+            f"{stage.batch_size}: lower stage_one.batch_size, or set stage_one.{role}_epochs to 0"
+        )
     model = work.base(role)
     config = TrainingConfig(
         num_steps=num_steps,
@@ -162,8 +178,9 @@ def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: in
             before_step=lambda state: report(Progress(f"SFT of {role}", state.step, num_steps)),
             checkpoints=work.stage_one / f"checkpoints-{role}",
         )
-    runs.write_atomically(work.stage_one / role, lambda path: save_model(model, path))
+    runs.write_atomically(work.stage_one / role, lambda path: save_model(model, path, work.tokenizer))
     _write_held_out(work, model, role)
+    return model.digest
 
 
 def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> None:
@@ -195,7 +212,7 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         before_step=lambda s: recorder(s, student),
         checkpoints=arm_folder / "checkpoints",
     )
-    runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path))
+    runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
     runs.write_json(arm_folder / "finished.json", {"step": state.step})
 
 

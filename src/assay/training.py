@@ -8,14 +8,16 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import AdamW
+from transformers import PreTrainedTokenizerBase
 
 from assay import runs
 from assay.config import TrainingConfig
@@ -103,7 +105,7 @@ def train_step(student: CausalModel, optimizer: AdamW, batch: Batch, step: int, 
 
 @dataclass
 class FitState:
-    """Where a training loop stands; ``seconds_student`` is the time spent in ``train_step``."""
+    """Where a training loop stands; ``seconds["student"]`` is the time spent in ``train_step``."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -177,10 +179,10 @@ def load_newest_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW,
     if not found:
         return None
     path = found[-1]
-    found_keys = student.module.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+    weights, tensors, progress = _read_checkpoint(path)
+    found_keys = student.module.load_state_dict(weights, strict=False)
     if found_keys.unexpected_keys or set(found_keys.missing_keys) - _tied_keys(student):
         raise AssayError(f"checkpoint {str(path)!r} is of another architecture: choose another folder")
-    tensors = load_file(path / "training.safetensors")
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -190,15 +192,29 @@ def load_newest_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW,
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     source.load_state({k.removeprefix("source."): v for k, v in tensors.items() if k.startswith("source.")})
     torch.set_rng_state(tensors["rng"])
-    return FitState(**runs.read_json(path / "training.json"))
+    return FitState(**progress)
 
 
-def save_model(model: CausalModel, path: Path) -> None:
-    """Writes config.json and model.safetensors as from_pretrained reads them, through ordinary file writes."""
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, training tensors and progress; AssayError when any of them is missing or damaged."""
+    try:
+        weights, tensors = (load_file(path / f"{name}.safetensors") for name in ("model", "training"))
+    except (OSError, SafetensorError) as error:
+        raise runs.damaged(path, error) from error
+    progress = runs.read_json(path / "training.json")
+    if not isinstance(progress, dict) or progress.keys() != {f.name for f in fields(FitState)} or "rng" not in tensors:
+        raise runs.damaged(path / "training.json", ValueError("fields are missing"))
+    return weights, tensors, progress
+
+
+def save_model(model: CausalModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Writes a folder that from_pretrained reads: config.json, model.safetensors, and the tokenizer if given."""
     path.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(path)
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(path)
 
 
 def _tied_keys(model: CausalModel) -> set[str]:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from assay.errors import AssayError
+from assay import runs
 from assay.types import Prompt, Response
 
 RESPONSES_SCHEMA = pa.schema(
@@ -65,10 +64,6 @@ def responses_table(
 
 def read_responses(path: Path) -> list[Response]:
     """The responses of a file written with ``responses_table``, in its order."""
-    try:
-        table = pq.read_table(path, schema=RESPONSES_SCHEMA)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise AssayError(f"cannot read responses from {str(path)!r}: {str(error).splitlines()[0]}") from error
     return [
         Response(
             prompt_id=row["prompt_id"],
@@ -79,5 +74,5 @@ def read_responses(path: Path) -> list[Response]:
             sampling_temperature=row["sampling_temperature"],
             writer_step=row["step"],
         )
-        for row in table.to_pylist()
+        for row in runs.read_table(path).cast(RESPONSES_SCHEMA).to_pylist()
     ]

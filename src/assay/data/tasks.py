@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -96,6 +97,12 @@ def corpus_rows(task: Task) -> Sequence[dict[str, str]]:
     """The rows of the embedded corpus, in the order of the file."""
     with resources.files("assay.data.corpora").joinpath(task.corpus).open("rb") as file:
         return pq.read_table(file).to_pylist()
+
+
+def corpus_digest(name: str) -> str:
+    """The first 16 hex digits of SHA-256 over a task's embedded corpus."""
+    corpus = resources.files("assay.data.corpora").joinpath(get_task(name).corpus)
+    return hashlib.sha256(corpus.read_bytes()).hexdigest()[:16]
 
 
 def prompt_text(task: Task, row: dict[str, str], num_items: int | None = None) -> str:

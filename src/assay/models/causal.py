@@ -114,7 +114,7 @@ class CausalModel:
         uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
         with self.evaluating(), torch.no_grad():
             token_ids_BT = self._decode(prompt_ids, uniforms_BT, sampling_temperature)
-        return [self._until_eos(row) for row in token_ids_BT.tolist()]
+        return [sampling.until_end(row, self.eos_token_id) for row in token_ids_BT.tolist()]
 
     def _decode(
         self, prompt_ids: Sequence[tuple[int, ...]], uniforms_BT: Tensor, sampling_temperature: float
@@ -151,10 +151,6 @@ class CausalModel:
             positions = positions[:, -1:] + 1
         return token_ids_BT
 
-    def _until_eos(self, row: list[int]) -> tuple[int, ...]:
-        end = row.index(self.eos_token_id) + 1 if self.eos_token_id in row else len(row)
-        return tuple(row[:end])
-
     def _left_padded(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
         longest = max(map(len, prompt_ids))
         input_ids_BT = torch.zeros((len(prompt_ids), longest), dtype=torch.long)
@@ -179,6 +175,8 @@ class CausalModel:
         with self.evaluating():
             expected = self.module(input_ids=input_ids, attention_mask=mask).logits
             ours = self._logits(self.module.base_model(input_ids=input_ids, attention_mask=mask).last_hidden_state)
+        if not expected.isfinite().all():
+            raise AssayError(f"model {self.name!r} gives logits that are not finite: its weights are damaged")
         if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
             raise AssayError(
                 f"model {self.name!r} ({type(self.module).__name__}) does more to its logits than a linear head, "

@@ -113,11 +113,7 @@ class _World(ABC):
             if ended_B.all():
                 break
             state_BH = self._advance(state_BH, token_B)
-        return [self._until_eos(row) for row in torch.stack(columns, dim=1).tolist()]
-
-    def _until_eos(self, row: list[int]) -> tuple[int, ...]:
-        end = row.index(self.eos_token_id) + 1 if self.eos_token_id in row else len(row)
-        return tuple(row[:end])
+        return [sampling.until_end(row, self.eos_token_id) for row in torch.stack(columns, dim=1).tolist()]
 
     def _padded(self, rows: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
         """Rows filled up on the right with token 0, and their lengths."""

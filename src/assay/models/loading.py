@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -13,6 +18,7 @@ from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
 
 logging.disable_progress_bar()
+logging.set_verbosity_error()  # what matters of a load report becomes an error below
 
 
 def checkpoint_of(name: str) -> str:
@@ -20,26 +26,46 @@ def checkpoint_of(name: str) -> str:
     return str(base_path(name)) if name in BASES else name
 
 
+@contextmanager
+def _readable_errors(what: str, name: str) -> Iterator[None]:
+    """Turns what transformers raises for a checkpoint that it cannot read into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AssayError(
+            f"cannot load the {what} {name!r}: {cause} (embedded bases: {', '.join(sorted(BASES))}; otherwise give a "
+            "folder with config.json and safetensors, or a hub id)"
+        ) from error
+
+
 def load_model(name: str, device: str = "cpu") -> CausalModel:
     """The model in float32 from safetensors; pickled weights and remote code are never loaded.
 
-    Raises AssayError with the cause when it cannot be loaded.
+    Raises AssayError when it cannot be loaded, or when weights are missing, superfluous or of another shape.
     """
-    try:
-        module = AutoModelForCausalLM.from_pretrained(
-            checkpoint_of(name), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    check_device(device)
+    with _readable_errors("model", name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint_of(name),
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", name, error) from error
-    return CausalModel(module.to(device).eval(), name)  # pyright: ignore[reportArgumentType]
+    module, found = loaded
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found[kind]:
+            first = sorted(map(str, found[kind]))[0]
+            raise AssayError(f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole")
+    return CausalModel(module.to(device).eval(), name)
 
 
 def random_model(name: str, seed: int, device: str = "cpu") -> CausalModel:
     """The architecture of ``name`` with weights drawn with ``seed``."""
-    try:
+    check_device(device)
+    with _readable_errors("model", name):
         config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", name, error) from error
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return CausalModel(module.to(device).eval(), name)
@@ -47,13 +73,33 @@ def random_model(name: str, seed: int, device: str = "cpu") -> CausalModel:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; AssayError when there is none or it has no end-of-sequence token."""
-    try:
+    with _readable_errors("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", name, error) from error
-    if tokenizer.eos_token_id is None:
-        raise AssayError(f"the tokenizer of {name!r} has no end-of-sequence token: responses could not end")
+    if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:
+        raise AssayError(f"{name!r} ships no tokenizer with an end-of-sequence token: responses could not end")
     return tokenizer
+
+
+def check_device(device: str) -> None:
+    """Raises AssayError when nothing can be put on that device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AssayError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def check_fits(tokenizer: PreTrainedTokenizerBase, model: CausalModel) -> None:
+    """Raises AssayError when the tokenizer has ids that the model lacks, or ends sequences with another token."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= model.vocab_size:
+        raise AssayError(
+            f"the tokenizer has ids up to {largest}, but {model.name!r} predicts {model.vocab_size} tokens"
+        )
+    if tokenizer.eos_token_id != model.eos_token_id:
+        raise AssayError(
+            f"the tokenizer ends sequences with token {tokenizer.eos_token_id}, but {model.name!r} with "
+            f"{model.eos_token_id}: make them equal in its config.json"
+        )
 
 
 def check_same_vocabulary(first: CausalModel, second: CausalModel) -> None:
@@ -82,11 +128,3 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"the tokenizer of {name!r} gives {len(differing)} tokens other ids than the oracle's (such as "
             f"{differing[0]!r}): exact divergences need one tokenizer; choose models that share it"
         )
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> AssayError:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return AssayError(
-        f"cannot load the {what} {name!r}: {cause} (embedded bases: {', '.join(sorted(BASES))}; otherwise give a "
-        "folder with config.json and safetensors, or a hub id)"
-    )

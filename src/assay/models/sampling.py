@@ -6,6 +6,7 @@ not depend on the batch that it is drawn in, nor on the machine.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ def uniforms(seeds: Sequence[int], num_tokens: int) -> np.ndarray:
 def response_seed(*parts: int | str) -> int:
     """A 64-bit seed that depends on every part: the purpose, the run's seed, the prompt, the round."""
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(_blake(text.encode()), "little")
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def draw(log_p_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
@@ -39,7 +40,7 @@ def draw(log_p_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, " B"]) -> Int
     return token_B.clamp_(max=log_p_BV.shape[-1] - 1)
 
 
-def _blake(data: bytes) -> bytes:
-    import hashlib
-
-    return hashlib.blake2b(data, digest_size=8).digest()
+def until_end(row: Sequence[int], eos_token_id: int) -> tuple[int, ...]:
+    """The tokens up to and including the first end-of-sequence token; all of them when there is none."""
+    end = row.index(eos_token_id) + 1 if eos_token_id in row else len(row)
+    return tuple(row[:end])

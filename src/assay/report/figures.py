@@ -21,7 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from assay.report.tables import BANDED, Study, Table
+from assay.report.files import BANDED, Table
+from assay.report.tables import Study
+from assay.report.words import readable, visible
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
 ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a6a58")
@@ -87,14 +89,9 @@ def slot(study: Study, label: str) -> int:
     return _rank(study, label) % len(ARM_COLOURS)
 
 
-def readable(label: str) -> str:
-    """A label as people write it."""
-    return label.replace("_", " ")
-
-
 def short(label: str, limit: int = 34) -> str:
     """A readable label that fits into a figure."""
-    text = readable(label)
+    text = visible(readable(label))
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -322,6 +319,8 @@ class _StartAxis:
         values = np.concatenate([curve[key] for curve in study.curves])
         positive = values[values > 0]
         self.first, self.last = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
+        # No run spans more decades; a damaged file may span more than a float.
+        self.first = max(self.first, self.last / 1e12)
         self.decades = max(np.log10(self.last / self.first), 0.5)
         self.zero = self.first / 10 ** (0.14 * self.decades)
 

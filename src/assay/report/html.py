@@ -11,12 +11,16 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
 from assay import runs
-from assay.report.figures import FIGURES, PALETTE, draw, readable, slot
-from assay.report.tables import Curve, Row, Run, Study, numbers, read_study, to_csv, visible
+from assay.errors import AssayError
+from assay.report.figures import FIGURES, PALETTE, draw, slot
+from assay.report.files import Row
+from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
+from assay.report.words import comparison, duration, interval, nats, readable, visible
 
 NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
@@ -71,6 +75,7 @@ def write_report(run_directories: Sequence[Path], out: Path) -> Path:
         pictures.append({"name": name, "title": spec.title, "caption": caption})
         pictures[-1] |= {"wide": _inline(wide), "narrow": _inline(narrow)}
     files["report.html"] = render(study, pictures)
+    _refuse_what_is_in_the_way([out / name for name in files])
     for name, text in files.items():
         runs.write_text(out / name, text)
     return out / "report.html"
@@ -102,6 +107,8 @@ def render(study: Study, pictures: list[Row]) -> str:
         tasks=list(dict.fromkeys(run.summary["task"] for run in study.runs)),
         num_prompts=_num_prompts(first),
         num_runs=len(study.runs),
+        comparisons=comparisons(study),
+        cut=cut_responses(study),
         has_replicates=study.has_replicates,
         wall_seconds=sum(run.manifest["wall_seconds"] for run in study.runs),
         unfinished=unfinished(study),
@@ -154,6 +161,31 @@ def unfinished(study: Study) -> list[str]:
     return sentences
 
 
+def comparisons(study: Study) -> list[str]:
+    """One sentence for every offline arm and online arm of a run."""
+    return [
+        (f"{run.directory.name}: " if len(study.runs) > 1 else "") + comparison(pair)
+        for run in study.runs
+        for pair in run.summary["comparisons"]
+        if pair["golden_final_minus_online_nats"] is not None
+    ]
+
+
+def cut_responses(study: Study) -> str:
+    """How many of the oracle's held-out responses the length limit cuts, and what follows; empty if none."""
+    held_out = (pc.field("writer") == "oracle") & (pc.field("split") == "held_out")
+    responses = pa.concat_tables(run.responses.filter(held_out) for run in study.runs)
+    cut = responses.filter(pc.field("truncated"))
+    if not len(cut):
+        return ""
+    limits = sorted(set(cut["num_tokens"].to_pylist()))
+    return (
+        f"{len(cut) / len(responses):.0%} of the oracle's answers are cut at ".replace("%", " %")
+        + f"{' or '.join(f'{limit:,}' for limit in limits) if len(limits) < 4 else 'the limit of'} tokens: "
+        + "distances are per response up to that limit"
+    )
+
+
 def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
     """What the card of one arm shows: its verdict over all seeds, and one entry for every finished seed."""
     curves = study.curves_of(label)
@@ -200,7 +232,7 @@ def samples(study: Study, run: Run) -> list[Row]:
     held_out = run.responses.filter(pc.field("split") == "held_out")
     by_arms = held_out.filter(pc.field("arm") != "")["prompt_id"].unique()
     chosen = (by_arms if len(by_arms) else held_out["prompt_id"].unique())[:NUM_SAMPLE_PROMPTS]
-    rows = held_out.filter(pc.field("prompt_id").isin(chosen.to_pylist())).to_pylist()
+    rows = held_out.filter(pc.field("prompt_id").isin(chosen)).to_pylist()
     # One seed of each label: the page shows examples, the parquet file holds them all.
     first = {curve.label: curve for curve in reversed(study.curves) if curve.run is run}
     curves = [first[label] for label in study.labels if label in first]
@@ -256,27 +288,13 @@ def recipe_command(manifest: Row) -> str:
     return shlex.join([*verb, "--seed", str(manifest["seed"])])
 
 
-def nats(value: float | None, signed: bool = False) -> str:
-    """A number of nats with two decimals and a true minus sign; a dash when unknown."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    text = f"{value:+.2f}" if signed else f"{value:.2f}"
-    if float(text) == 0.0:
-        text = "0.00"
-    return text.replace("-", "−")
-
-
-def interval(bounds: Sequence[float | None]) -> str:
-    """Two bounds in words, or that they are unknown."""
-    return "unknown" if None in bounds else " to ".join(nats(bound) for bound in bounds)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:
+    # Before the first file is written: half a report beside half of an old one is worse than none.
+    for path in files:
+        if path.is_dir():
+            raise AssayError(f"cannot write {str(path)!r}: it is a folder; move it away or choose another --out")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise AssayError(f"cannot write in {str(path.parent)!r}: it is not a folder; choose another --out")
 
 
 def _one_of_each_experiment(study: Study) -> list[Run]:

@@ -4,119 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import reprlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from assay.errors import AssayError, unknown_name
+from assay.report.files import BANDED, Row, Table, read_manifest, read_metrics, read_probe, read_responses, read_summary
+from assay.report.words import visible
 from assay.statistics import paired_difference, t_interval
 
-Row = dict[str, Any]
-Table = list[Row]
-
 VERDICTS = ("healthy", "teacher_hacking", "overfitting", "benign_disagreement", "undecided")
-BANDED = ("golden", "proxy", "train_proxy")
-"""The metrics whose curves carry a band; each has a column ``<metric>_nats`` in metrics.jsonl."""
-
-_TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
-_MAYBE = (int, float, type(None))
-_INTERVAL = [_MAYBE, _MAYBE]
-_LEVELS = {"initial": _NUMBER, "best": _NUMBER, "best_step": _COUNT, "final": _NUMBER, "final_stderr": _MAYBE}
-
-_MANIFEST = {
-    "schema": "assay.manifest/1",
-    "recipe": _TEXT,
-    "config": {"arms": [{"name": _TEXT}]},
-    "config_hash": _TEXT,
-    "assay_version": _TEXT,
-    "versions": (dict,),
-    "commit": (str, type(None)),
-    "dirty": (bool, type(None)),
-    "digests": (dict,),
-    "seed": _COUNT,
-    "hardware": (dict,),
-    "started_at": _TEXT,
-    "wall_seconds": _NUMBER,
-    "stage_seconds": {...: _MAYBE},
-    "status": _TEXT,
-}
-_SUMMARY = {
-    "schema": "assay.summary/1",
-    "unit": "nats_per_sequence",
-    "task": _TEXT,
-    "references": {"d_oracle_teacher": _NUMBER, "golden_at_start": _NUMBER, "proxy_at_start": _NUMBER},
-    "arms": [
-        {
-            "source": _TEXT,
-            "seed": _COUNT,
-            "verdict": _TEXT,
-            "reason": _TEXT,
-            "severity_nats": _MAYBE,
-            "ci95": _INTERVAL,
-            "severity_hacking_nats": _MAYBE,
-            "ci95_hacking": _INTERVAL,
-            "severity_overfitting_nats": _MAYBE,
-            "ci95_overfitting": _INTERVAL,
-            "smallest_detectable_nats": _MAYBE,
-            "onset_step": (int, type(None)),
-            "best_step": _COUNT,
-            "golden": _LEVELS,
-            "proxy": _LEVELS,
-            "train_proxy": {"final": _MAYBE},
-            "generated_tokens": _COUNT,
-            "teacher_tokens": _COUNT,
-        }
-    ],
-}
-_METRICS = {
-    "arm": _TEXT,
-    "seed": _COUNT,
-    "step": _COUNT,
-    "epoch": _NUMBER,
-    **dict.fromkeys([f"{metric}_nats" for metric in BANDED], _NUMBER),
-    "reference_nll_nats": _MAYBE,
-    "kl_from_start_nats": _MAYBE,
-    "student_entropy_nats_per_token": _MAYBE,
-    "teacher_entropy_nats_per_token": _MAYBE,
-    "response_tokens_mean": _MAYBE,
-    "truncated_fraction": _MAYBE,
-    "repetition_fraction": _MAYBE,
-    "distinct_2": _MAYBE,
-    "seconds": {...: _NUMBER},
-}
-_PROBE = pa.schema(
-    [
-        ("arm", pa.string()),
-        ("seed", pa.int64()),
-        ("step", pa.int64()),
-        ("metric", pa.string()),
-        ("prompt_id", pa.string()),
-        ("value_nats", pa.float64()),
-    ]
-)
-_RESPONSES = pa.schema(
-    [
-        ("arm", pa.string()),
-        ("seed", pa.int64()),
-        ("step", pa.int64()),
-        ("prompt_id", pa.string()),
-        ("prompt", pa.string()),
-        ("split", pa.string()),
-        ("writer", pa.string()),
-        ("text", pa.string()),
-        ("num_tokens", pa.int64()),
-        ("truncated", pa.bool_()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -210,12 +114,6 @@ class Study:
         ]
 
 
-def visible(text: str, keep: str = "") -> str:
-    """The text with control characters, all but those in ``keep``, as symbols: a model may write any of them."""
-    # XML forbids most of them, even escaped: an SVG with one in a label would not open.
-    return text.translate({code: 0x2400 + code for code in range(32) if chr(code) not in keep} | {0x7F: 0x2421})
-
-
 def identity(curve: Curve) -> Row:
     """The columns that say whose row it is, the same in every table."""
     return {"run": curve.run.directory.name, "arm": curve.arm, "seed": curve.seed}
@@ -233,7 +131,7 @@ def read_study(run_directories: Sequence[Path]) -> Study:
     """
     if not run_directories:
         raise AssayError("no run directory was given: name at least one")
-    runs = tuple(read_run(Path(directory).resolve()) for directory in run_directories)
+    runs = tuple(read_run(Path(os.path.realpath(directory))) for directory in run_directories)
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     names = {run.experiment: run.directory.name for run in reversed(runs)}
     if len(set(names.values())) < len(names):
@@ -262,9 +160,9 @@ def read_study(run_directories: Sequence[Path]) -> Study:
 
 def read_run(directory: Path) -> Run:
     """Read one run directory and check every key and type that the report uses."""
-    manifest = _checked(_read_json(directory / "manifest.json"), _MANIFEST, f"{directory / 'manifest.json'}")
-    summary = _checked(_read_json(directory / "summary.json"), _SUMMARY, f"{directory / 'summary.json'}")
-    metrics = _read_metrics(directory / "metrics.jsonl", manifest["status"] == "running")
+    manifest = read_manifest(directory / "manifest.json")
+    summary = read_summary(directory / "summary.json")
+    metrics = read_metrics(directory / "metrics.jsonl", running=manifest["status"] == "running")
     if not summary["arms"]:
         raise AssayError(f"no arm of {directory} has finished yet: ask for the report after the first one")
     for arm in summary["arms"]:
@@ -275,14 +173,13 @@ def read_run(directory: Path) -> Run:
                 f"{directory / 'metrics.jsonl'} has no evaluation of {arm['source']!r}, seed {arm['seed']}, which "
                 "summary.json calls finished: the files do not belong together"
             )
-    return Run(
-        directory,
-        manifest,
-        summary,
-        metrics,
-        _read_parquet(directory / "probe.parquet", _PROBE),
-        _read_parquet(directory / "responses.parquet", _RESPONSES),
-    )
+    probe = read_probe(directory / "probe.parquet")
+    responses = read_responses(directory / "responses.parquet")
+    run = Run(directory, manifest, summary, metrics, probe, responses)
+    for name in run.arm_names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise AssayError(f"{directory} has an arm {name!r}, which UTF-8 cannot hold: rename it and run again")
+    return run
 
 
 def paired_margins(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[int, float]:
@@ -322,7 +219,7 @@ def numbers(study: Study) -> Table:
                 continue
             if isinstance(value, dict):
                 row |= {f"{key}_{part}": level for part, level in value.items()}
-            elif isinstance(value, list):
+            elif isinstance(value, list) and len(value) == 2:
                 row |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
             else:
                 row[key] = value
@@ -331,13 +228,13 @@ def numbers(study: Study) -> Table:
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV, numbers in full precision, null as an empty cell."""
+    """The table as CSV, numbers in full precision, null as an empty cell, control characters as symbols."""
     text = StringIO()
     columns = list(dict.fromkeys(key for row in table for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    return text.getvalue()
+    return visible(text.getvalue(), keep="\n\r\t")
 
 
 def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
@@ -361,71 +258,3 @@ def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
         # An arm that is still going has its parquet rows written later than its metrics.
         margins[metric] = np.array([by_step.get(step, np.nan) for step in steps])
     return Curve(label, run, arm, seed, tuple(rows), summary, margins)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise AssayError(
-            f"{path} is missing: either this is not a run directory or its first arm has not finished yet"
-        ) from error
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise AssayError(f"{where} is not valid JSON ({error}): the file is damaged, run again") from error
-
-
-def _read_json(path: Path) -> Any:
-    return _parse(_read_bytes(path), str(path))
-
-
-def _read_metrics(path: Path, running: bool) -> Table:
-    lines = _read_bytes(path).split(b"\n")
-    # A line without its newline is still being written (or its writer was killed): it is not a record yet.
-    unfinished = lines.pop()
-    if unfinished and not running:
-        raise AssayError(f"{path} breaks off in its last line: the file is damaged, run again")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        where = f"line {number} of {path}"
-        rows.append(_checked(_parse(line, where), _METRICS, where))
-    return rows
-
-
-def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
-    data = pa.BufferReader(_read_bytes(path))
-    try:
-        table = pq.read_table(data)
-        return table.select(schema.names).cast(schema)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise AssayError(
-            f"{path} is not the table expected here ({str(error).splitlines()[0]}): the file is damaged, run again"
-        ) from error
-
-
-def _checked(value: Any, shape: Any, where: str) -> Any:
-    # shape: a dict of required keys (``...``: whatever keys there are), a list whose entries share a shape (its
-    # length counts when above 1), a tuple of types, or a constant.
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            raise AssayError(f"{where} should be an object: the file is damaged, run again")
-        for key, inner in (dict.fromkeys(value, shape[...]) if ... in shape else shape).items():
-            if key not in value:
-                raise AssayError(f"{where} lacks {key!r}: it was written by another version, run again")
-            _checked(value[key], inner, f"{key!r} of {where}")
-    elif isinstance(shape, list):
-        if not isinstance(value, list) or (len(shape) > 1 and len(value) != len(shape)):
-            raise AssayError(f"{where} is not the list it should be: the file is damaged, run again")
-        for entry in value:
-            _checked(entry, shape[0], where)
-    elif isinstance(shape, tuple):
-        if not isinstance(value, shape) or (isinstance(value, bool) and bool not in shape):
-            names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in shape)
-            raise AssayError(f"{where} is {reprlib.repr(value)} but should be {names}: the file is damaged, run again")
-    elif value != shape:
-        raise AssayError(f"{where} is {reprlib.repr(value)}, and this version of assay reads {shape!r}: run again")
-    return value

@@ -1,0 +1,71 @@
+"""Numbers, names and comparisons as people read them, in the page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_SYMBOLS = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
+# No UTF-8 file can hold the first of these, no XML file the last two.
+_SYMBOLS |= dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with control characters, all but those in ``keep``, as symbols: a model may write any of them.
+
+    What is left can be written as UTF-8 and as XML; halves of surrogate pairs become U+FFFD.
+    """
+    # XML forbids most of them, even escaped: an SVG with one in a label would not open.
+    return text.translate({code: symbol for code, symbol in _SYMBOLS.items() if chr(code) not in keep})
+
+
+def readable(label: str) -> str:
+    """A label as people write it."""
+    return label.replace("_", " ")
+
+
+def comparison(pair: dict[str, Any]) -> str:
+    """One entry of summary.json's ``comparisons`` as a sentence."""
+    change, bounds = pair["golden_final_minus_online_nats"], pair["ci95_golden_final_minus_online"]
+    side = "above"
+    if change is not None and change < 0:
+        side, change = "below", -change
+        bounds = [None if bound is None else -bound for bound in reversed(bounds)]
+    sentence = (
+        f"{readable(visible(pair['arm']))} ends {nats(change)} nats of golden {side} "
+        f"{readable(visible(pair['online_arm']))} (paired 95 % interval {interval(bounds)})"
+    )
+    if "excess_hacking_nats" not in pair:
+        return f"{sentence}."
+    excess, bounds = pair["excess_hacking_nats"], pair["ci95_excess_hacking"]
+    return f"{sentence}; its hacking in excess of what golden did there: {nats(excess)} {brackets(bounds)}."
+
+
+def nats(value: float | None, signed: bool = False) -> str:
+    """A number of nats with two decimals and a true minus sign; a dash when unknown."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    text = f"{value:+.2f}" if signed else f"{value:.2f}"
+    if float(text) == 0.0:
+        text = "0.00"
+    return text.replace("-", "−")
+
+
+def interval(bounds: Sequence[float | None]) -> str:
+    """Two bounds in words, or that they are unknown."""
+    return "unknown" if None in bounds else " to ".join(nats(bound) for bound in bounds)
+
+
+def brackets(bounds: Sequence[float | None]) -> str:
+    """Two bounds as [low, high], or that they are unknown."""
+    return "[unknown]" if None in bounds else f"[{', '.join(nats(bound) for bound in bounds)}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,111 @@
+"""Checkpoints that are not what they should be: each refused with one sentence, none trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from assay.errors import AssayError
+from assay.models.bases import base_path
+from assay.models.loading import (
+    check_device,
+    check_fits,
+    check_same_tokenizer,
+    check_same_vocabulary,
+    load_model,
+    load_tokenizer,
+)
+from assay.training import save_model
+from tiny_models import gpt2
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A copy of the student's base, to be damaged."""
+    return Path(shutil.copytree(base_path("define-student"), tmp_path / "student"))
+
+
+def rewrite(path: Path, change) -> None:  # type: ignore[no-untyped-def]
+    weights = load_file(path / "model.safetensors")
+    change(weights)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_the_copy_loads_as_long_as_it_is_whole(student: Path) -> None:
+    assert load_model(str(student)).digest == load_model("define-student").digest
+
+
+def test_a_missing_or_superfluous_weight_is_refused(student: Path) -> None:
+    rewrite(student, lambda weights: weights.pop("transformer.h.0.attn.c_attn.weight"))
+    with pytest.raises(AssayError, match=r"missing keys.*c_attn"):
+        load_model(str(student))
+
+
+def test_a_weight_of_another_shape_is_refused(student: Path) -> None:
+    rewrite(student, lambda weights: weights.update({"transformer.wpe.weight": torch.zeros(3, 3)}))
+    with pytest.raises(AssayError, match="student"):
+        load_model(str(student))
+
+
+def test_weights_that_are_not_numbers_are_refused(student: Path) -> None:
+    rewrite(student, lambda weights: weights["transformer.wte.weight"].fill_(float("nan")))
+    with pytest.raises(AssayError, match="not finite"):
+        load_model(str(student))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_file_is_refused(student: Path, content: bytes | None) -> None:
+    path = student / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000] if content is None else content)
+    with pytest.raises(AssayError, match="cannot load the model"):
+        load_model(str(student))
+
+
+def test_pickled_weights_are_refused(student: Path) -> None:
+    torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
+    (student / "model.safetensors").unlink()
+    with pytest.raises(AssayError, match="cannot load the model"):
+        load_model(str(student))
+
+
+@pytest.mark.parametrize(("file", "content"), [("config.json", "{}"), ("config.json", "[1"), ("tokenizer.json", "{}")])
+def test_a_damaged_description_is_refused(student: Path, file: str, content: str) -> None:
+    (student / file).write_text(content)
+    load = load_tokenizer if file == "tokenizer.json" else load_model
+    with pytest.raises(AssayError, match="cannot load the"):
+        load(str(student))
+
+
+def test_other_token_ids_are_refused(student: Path) -> None:
+    tokenizer = json.loads((student / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [token for token, index in vocabulary.items() if index in (100, 101)]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (student / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(AssayError, match="gives 2 tokens other ids"):
+        check_same_tokenizer(load_tokenizer("define-oracle"), str(student))
+    check_same_tokenizer(load_tokenizer("define-oracle"), "define-teacher")
+
+
+def test_models_and_tokenizers_of_other_sizes_are_refused() -> None:
+    with pytest.raises(AssayError, match=r"512 tokens.*23"):
+        check_same_vocabulary(load_model("define-oracle"), gpt2())
+    with pytest.raises(AssayError, match="ids up to 511"):
+        check_fits(load_tokenizer("define-oracle"), gpt2())
+
+
+def test_a_model_without_a_tokenizer_is_no_oracle(tmp_path: Path) -> None:
+    save_model(gpt2(), tmp_path)
+    with pytest.raises(AssayError, match="tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_an_unknown_device_is_refused() -> None:
+    check_device("cpu")
+    with pytest.raises(AssayError, match="device 'abacus' cannot be used"):
+        check_device("abacus")
