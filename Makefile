@@ -4,15 +4,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test lint bench clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
 
-test: .venv/.installed-dev  ## the default suite
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: .venv/.installed-dev  ## the default suite and the slow tests
+test: .venv/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest
 
 lint: .venv/.installed-dev  ## style, types and layers
