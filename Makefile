@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test lint types bench clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -12,11 +12,13 @@ quickstart: .venv/.installed  ## install into .venv if need be, run the main job
 test: .venv/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest
 
-lint: .venv/.installed-dev  ## style, types and layers
+lint: .venv/.installed-dev  ## style and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
+	$(BIN)/pyright
 
 bench: .venv/.installed  ## speed on this machine, as ratios
 	$(BIN)/python benchmarks/speed.py
