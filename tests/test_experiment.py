@@ -183,7 +183,14 @@ def test_oracle_as_teacher_has_no_hacking_by_construction(tmp_path: Path) -> Non
 
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "assay.cli", "run", str(config), "--out", str(folder)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell's background jobs ignore Ctrl-C, and a child inherits that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
@@ -199,7 +206,7 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
     [
         ("stage1/oracle-*.parquet", signal.SIGKILL),
         ("arms/*/checkpoints/step-*", signal.SIGKILL),
-        ("arms/*/probe/00000002.parquet", signal.SIGINT),
+        ("arms/*/probe/00000001.parquet", signal.SIGINT),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Path, moment: str, how: int) -> None:
