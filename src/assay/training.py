@@ -153,7 +153,7 @@ def fit(
 
 
 def save_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source: Source, state: FitState) -> None:
-    """Writes ``step-XXXXXXXX`` atomically (weights readable by from_pretrained) and removes older ones."""
+    """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained) and removes older ones."""
     tensors = {f"source.{key}": value for key, value in source.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
