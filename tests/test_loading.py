@@ -19,9 +19,11 @@ from assay.models.loading import (
     check_same_vocabulary,
     load_model,
     load_tokenizer,
+    random_model,
 )
 from assay.training import save_model
-from tiny_models import gpt2
+from assay.types import Batch
+from tiny_models import bart, gpt2, llama, t5
 
 
 @pytest.fixture
@@ -109,3 +111,34 @@ def test_an_unknown_device_is_refused() -> None:
     check_device("cpu")
     with pytest.raises(AssayError, match="device 'abacus' cannot be used"):
         check_device("abacus")
+
+
+def test_a_tokenizer_with_other_ids_is_noticed_without_its_config(student: Path) -> None:
+    (student / "tokenizer_config.json").unlink()
+    text = json.loads((student / "tokenizer.json").read_text())
+    vocab = text["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (student / "tokenizer.json").write_text(json.dumps(text))
+    with pytest.raises(AssayError, match="2 tokens other ids"):
+        check_same_tokenizer(load_tokenizer("define-oracle"), str(student))
+
+
+@pytest.mark.parametrize("change", [{"n_head": 0}, {"n_head": 7}, {"activation_function": "no such"}])
+def test_a_config_that_no_model_can_be_made_of_is_refused(student: Path, change: dict[str, object]) -> None:
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(AssayError, match="cannot load the model"):
+        load_model(str(student))
+    with pytest.raises(AssayError, match="cannot load the model"):
+        random_model(str(student), seed=0)
+
+
+@pytest.mark.parametrize("make", [t5, lambda seed: t5(seed, gated=True), bart, gpt2, llama])
+def test_a_saved_model_of_either_family_is_the_same_model_when_it_is_loaded(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = make(3)
+    save_model(model, tmp_path / "kept")
+    read = load_model(str(tmp_path / "kept"))
+    batch = Batch([(5,), (7, 3, 9, 2)], [(3, 8, 0), (6,)])
+    assert type(read) is type(model)
+    assert torch.equal(read.log_probs(batch), model.log_probs(batch))
+    assert read.digest == model.digest

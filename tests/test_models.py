@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartForCausalLM
 
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
@@ -14,14 +15,18 @@ from assay.models.causal import CausalModel
 from assay.models.exact import HiddenMarkovModel, MarkovChain
 from assay.models.language_model import LanguageModel
 from assay.models.loading import load_model
+from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Batch
-from tiny_models import EOS, VOCAB_SIZE, gpt2, llama
+from tiny_models import EOS, VOCAB_SIZE, bart, gpt2, llama, t5
 
 ADAPTERS = {
     "gpt2-tied": lambda: gpt2(3, tied=True),
     "gpt2-untied": lambda: gpt2(3, tied=False),
     "llama-tied": lambda: llama(3, tied=True),
     "llama-untied": lambda: llama(3, tied=False),
+    "t5": lambda: t5(3),
+    "mt5": lambda: t5(3, gated=True),
+    "bart": lambda: bart(3),
     "markov-chain": lambda: MarkovChain.random(VOCAB_SIZE, seed=3),
     "hidden-markov": lambda: HiddenMarkovModel.random(4, VOCAB_SIZE, seed=3),
 }
@@ -120,10 +125,14 @@ def test_equal_digests_mean_equal_weights() -> None:
     assert gpt2(3).digest == gpt2(3).digest != gpt2(4).digest
 
 
+GENERATING = {"gpt2": lambda: gpt2(5), "t5": lambda: t5(5), "mt5": lambda: t5(5, gated=True), "bart": lambda: bart(5)}
+
+
+@pytest.mark.parametrize("family", GENERATING)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampling_matches_generate_in_distribution(temperature: float) -> None:
+def test_sampling_matches_generate_in_distribution(temperature: float, family: str) -> None:
     """transformers' own decoding as the reference: token counts of many samples from each (two-sample chi-square)."""
-    model, num, length = gpt2(5), 3000, 3
+    model, num, length = GENERATING[family](), 3000, 3
     ours = model.sample([PROMPTS[1]] * num, range(num), length, temperature)
     torch.manual_seed(0)
     theirs = model.module.generate(
@@ -134,8 +143,9 @@ def test_sampling_matches_generate_in_distribution(temperature: float) -> None:
         top_k=0,
         max_new_tokens=length,
         pad_token_id=EOS,
-    )[:, len(PROMPTS[1]) :]
-    for t in range(length):
+    )
+    theirs = theirs[:, 1 if model.module.config.is_encoder_decoder else len(PROMPTS[1]) :]
+    for t in range(theirs.shape[1]):
         a = np.bincount([r[t] if t < len(r) else EOS for r in ours], minlength=VOCAB_SIZE)
         b = np.bincount(theirs[:, t].numpy(), minlength=VOCAB_SIZE)
         used = a + b >= 20
@@ -143,8 +153,9 @@ def test_sampling_matches_generate_in_distribution(temperature: float) -> None:
         assert statistic < chi_square_bound(int(used.sum()))
 
 
-def test_greedy_decoding_equals_generate() -> None:
-    model = gpt2(5)
+@pytest.mark.parametrize("family", GENERATING)
+def test_greedy_decoding_equals_generate(family: str) -> None:
+    model = GENERATING[family]()
     prompts = [(7, 3, 9, 2), (4, 4, 6, 8), (11, 2, 8, 6)]
     ours = model.sample(prompts, [0, 1, 2], 8, sampling_temperature=0.0)
     theirs = model.module.generate(
@@ -153,8 +164,16 @@ def test_greedy_decoding_equals_generate() -> None:
         do_sample=False,
         max_new_tokens=8,
         pad_token_id=EOS,
-    )[:, 4:].tolist()
-    assert ours == [tuple(row[: row.index(EOS) + 1] if EOS in row else row) for row in theirs]
+    )
+    rows = theirs[:, 1 if model.module.config.is_encoder_decoder else 4 :].tolist()
+    assert ours == [tuple(row[: row.index(EOS) + 1] if EOS in row else row) for row in rows]
+
+
+def test_the_encoder_runs_once_for_all_tokens_of_a_response() -> None:
+    model, calls = t5(5), []
+    model.module.get_encoder().register_forward_hook(lambda *arguments: calls.append(1))
+    assert max(map(len, model.sample(PROMPTS * 5, range(20), 8))) > 3
+    assert len(calls) == 1
 
 
 def test_a_sequence_beyond_the_context_is_refused() -> None:
@@ -163,6 +182,23 @@ def test_a_sequence_beyond_the_context_is_refused() -> None:
         model.log_probs(Batch([tuple(range(1, 21)) * 1], [tuple(range(1, 21))]))
     with pytest.raises(AssayError, match="context of 32"):
         model.sample([(1,) * 30], [0], 8)
+
+
+def test_an_encoder_decoder_bounds_prompt_and_response_each_on_its_own() -> None:
+    model = bart()
+    model.log_probs(Batch([(1,) * 30], [(3,) * 30]))
+    with pytest.raises(AssayError, match=r"a prompt has 33 tokens.*context of 32.*max_prompt_tokens"):
+        model.log_probs(Batch([(1,) * 33], [(3,)]))
+    with pytest.raises(AssayError, match=r"a response has 33 tokens.*max_response_tokens"):
+        model.sample([(1,)], [0], 33)
+    t5().check_lengths(100_000, 100_000)
+
+
+def test_an_encoder_decoder_without_a_start_token_is_refused() -> None:
+    module = t5().module
+    module.config.decoder_start_token_id = None
+    with pytest.raises(AssayError, match="no decoder_start_token_id"):
+        Seq2SeqModel(module, "strange")
 
 
 def test_an_empty_prompt_or_response_is_refused() -> None:
@@ -184,6 +220,18 @@ def test_a_model_that_post_processes_its_logits_unknown_to_us_is_refused() -> No
     module.forward = shifted
     with pytest.raises(AssayError, match="more to its logits"):
         CausalModel(module, "strange")
+
+
+def test_a_decoder_that_ignores_left_padding_is_refused() -> None:
+    """Its prompts of unlike length would be sampled from another law than they are scored with."""
+    torch.manual_seed(0)
+    config = BartConfig(vocab_size=VOCAB_SIZE, d_model=16, decoder_layers=1, decoder_attention_heads=2, eos_token_id=0)
+    module = BartForCausalLM(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(8.0)
+    with pytest.raises(AssayError, match="does not decode padded prompts"):
+        CausalModel(module, "bart-decoder")
 
 
 def assert_same_distribution(counts: np.ndarray, p: np.ndarray) -> None:

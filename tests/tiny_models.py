@@ -1,11 +1,25 @@
-"""Random models of a few thousand weights, in several architectures."""
+"""Random models of a few thousand weights, in several architectures and both families."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from assay.models.causal import CausalModel
+from assay.models.seq2seq import Seq2SeqModel
 
 VOCAB_SIZE = 23
 EOS = 0
@@ -29,11 +43,7 @@ def gpt2(
         eos_token_id=EOS,
         tie_word_embeddings=tied,
     )
-    module = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(scale if parameter.dim() > 1 else 1.0)
-    return CausalModel(module.eval(), f"gpt2-{seed}")
+    return CausalModel(_sharpened(GPT2LMHeadModel(config), scale), f"gpt2-{seed}")
 
 
 def llama(seed: int = 0, tied: bool = False) -> CausalModel:
@@ -50,8 +60,59 @@ def llama(seed: int = 0, tied: bool = False) -> CausalModel:
         eos_token_id=EOS,
         tie_word_embeddings=tied,
     )
-    module = LlamaForCausalLM(config)
+    return CausalModel(_sharpened(LlamaForCausalLM(config), 8.0), f"llama-{seed}")
+
+
+def t5(seed: int = 0, gated: bool = False, dropout: float = 0.0) -> Seq2SeqModel:
+    """A random T5 (head tied and scaled), or of the 1.1 kind that is called mT5 (gated, head of its own, unscaled)."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "dropout_rate": dropout,
+        "pad_token_id": 1,
+        "eos_token_id": EOS,
+        "decoder_start_token_id": 1,
+    }
+    if gated:
+        module: Any = MT5ForConditionalGeneration(MT5Config(**sizes))
+        module.lm_head.weight = torch.nn.Parameter(torch.randn_like(module.lm_head.weight))
+    else:
+        module = T5ForConditionalGeneration(T5Config(**sizes))
+    return Seq2SeqModel(_sharpened(module, 2.0), f"t5-{seed}")
+
+
+def bart(seed: int = 0) -> Seq2SeqModel:
+    """A random BART, with a bias on its logits."""
+    torch.manual_seed(seed)
+    config = BartConfig(
+        vocab_size=VOCAB_SIZE,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=32,
+        dropout=0.0,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=None,
+    )
+    module = BartForConditionalGeneration(config)
+    module.final_logits_bias.copy_(torch.linspace(-1, 1, VOCAB_SIZE).unsqueeze(0))
+    return Seq2SeqModel(_sharpened(module, 8.0), f"bart-{seed}")
+
+
+def _sharpened(module: Any, scale: float) -> Any:
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(8.0 if parameter.dim() > 1 else 1.0)
-    return CausalModel(module.eval(), f"llama-{seed}")
+        for name, parameter in module.named_parameters():
+            parameter.mul_(scale if parameter.dim() > 1 and "relative_attention_bias" not in name else 1.0)
+    return module.eval()

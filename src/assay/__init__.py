@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from assay.models.exact import HiddenMarkovModel, MarkovChain
     from assay.models.language_model import LanguageModel
     from assay.models.loading import load_model, load_tokenizer
+    from assay.models.seq2seq import Seq2SeqModel
     from assay.recipes import get_recipe
     from assay.report.html import write_report
     from assay.statistics import Estimate, Interval
@@ -34,6 +35,7 @@ _HOME = {
     "assay.types": ("Batch", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
     "assay.models.causal": ("CausalModel",),
+    "assay.models.seq2seq": ("Seq2SeqModel",),
     "assay.models.loading": ("load_model", "load_tokenizer"),
     "assay.models.exact": ("HiddenMarkovModel", "MarkovChain"),
     "assay.divergences": ("DIVERGENCES", "divergence"),
@@ -63,6 +65,7 @@ __all__ = [
     "Probe",
     "Prompt",
     "Response",
+    "Seq2SeqModel",
     "SourceConfig",
     "TrainingConfig",
     "Verdict",

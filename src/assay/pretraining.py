@@ -9,27 +9,29 @@ from pathlib import Path
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from assay import runs
-from assay.config import SourceConfig, TaskConfig, TrainingConfig
+from assay.config import SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource
 from assay.data.tasks import corpus_rows, get_task, load_prompts, prompt_text
 from assay.models import bases
 from assay.models.causal import CausalModel
+from assay.models.pretrained import PretrainedModel
+from assay.models.seq2seq import Seq2SeqModel
 from assay.training import FitState, fit, save_model
 
 BATCH_SIZE = 64
 
 
 def build_tokenizer(task_name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of ``bases.VOCAB_SIZE`` entries trained on the base split; deterministic."""
+    """A byte-level BPE tokenizer trained on the task's base split; deterministic."""
     task = get_task(task_name)
     rows = [row for row in corpus_rows(task) if row["split"] == "base"]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         (f"{prompt_text(task, row)} {row[task.reference]}" for row in rows),
-        vocab_size=bases.VOCAB_SIZE,
+        vocab_size=bases.TEXTS[task_name].vocab_size,
         special_tokens=[bases.END_OF_TEXT, bases.PAD],
         show_progress=False,
     )
@@ -41,15 +43,30 @@ def build_tokenizer(task_name: str) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(base: bases.Base) -> CausalModel:
-    """The untrained GPT-2 of a base, its weights drawn with the base's seed; no dropout, tied embeddings."""
+def new_model(base: bases.Base) -> PretrainedModel:
+    """The untrained model of a base, its weights drawn with the base's seed; no dropout, tied embeddings."""
     torch.manual_seed(base.seed)
+    vocab_size, num_heads = bases.TEXTS[base.task].vocab_size, base.hidden_size // bases.HEAD_SIZE
+    if base.family == "seq2seq":
+        config = T5Config(
+            vocab_size=vocab_size,
+            d_model=base.hidden_size,
+            d_kv=bases.HEAD_SIZE,
+            d_ff=4 * base.hidden_size,
+            num_layers=base.num_layers,
+            num_heads=num_heads,
+            dropout_rate=0.0,
+            eos_token_id=0,
+            pad_token_id=1,
+        )
+        config.decoder_start_token_id = 1
+        return Seq2SeqModel(T5ForConditionalGeneration(config), base.name)
     config = GPT2Config(
-        vocab_size=bases.VOCAB_SIZE,
+        vocab_size=vocab_size,
         n_positions=bases.MAX_CONTEXT_TOKENS,
         n_embd=base.hidden_size,
         n_layer=base.num_layers,
-        n_head=base.hidden_size // bases.HEAD_SIZE,
+        n_head=num_heads,
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -70,7 +87,7 @@ def build_base(base: bases.Base, out: Path, progress: Callable[[str], None]) -> 
     if path.exists():
         return path
     tokenizer = build_tokenizer(base.task)
-    limits = TaskConfig(base.task)
+    limits = bases.TEXTS[base.task]
     prompts = load_prompts(get_task(base.task), "base", tokenizer, limits.max_prompt_tokens, limits.max_response_tokens)
     model = new_model(base)
     source = ResponseSource(
@@ -102,10 +119,11 @@ def build_base(base: bases.Base, out: Path, progress: Callable[[str], None]) -> 
         model, Mixture([source], BATCH_SIZE), config, before_step=report, checkpoints=out / "unfinished" / base.name
     )
     model.module.half()
-    digest = CausalModel(copy.deepcopy(model.module).float(), base.name).digest  # as it will be loaded
+    digest = type(model)(copy.deepcopy(model.module).float(), base.name).digest  # as it will be loaded
     card = {
         "name": base.name,
         "task": base.task,
+        "family": base.family,
         "split": "base",
         "num_prompts": len(prompts),
         "num_parameters": sum(p.numel() for p in model.module.parameters()),
@@ -133,7 +151,13 @@ def build_bases(names: Sequence[str], out: Path, progress: Callable[[str], None]
     """Builds the named bases in ``out`` with one thread, and says whether each equals the one that ships."""
     torch.set_num_threads(1)
     for name in names:
-        shipped = runs.read_json(bases.base_path(name) / "card.json")["digest"]
+        bases.base_path(name)  # an unknown name is refused before anything is built
+    for name in names:
         built = runs.read_json(build_base(bases.BASES[name], out, progress) / "card.json")["digest"]
-        same = "the same weights as" if built == shipped else f"other weights ({built}) than"
-        progress(f"{name}: {same} the base that ships ({shipped})")
+        shipped = bases.base_path(name) / "card.json"
+        if not shipped.exists():
+            progress(f"{name}: {built}; none ships yet")
+            continue
+        digest = runs.read_json(shipped)["digest"]
+        same = "the same weights as" if built == digest else f"other weights ({built}) than"
+        progress(f"{name}: {same} the base that ships ({digest})")

@@ -15,7 +15,7 @@ from assay.data.sources import Mixture
 from assay.data.store import responses_table
 from assay.errors import AssayError
 from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
-from assay.models.causal import CausalModel
+from assay.models.pretrained import PretrainedModel
 from assay.training import FitState, learning_rate_at, save_model
 from assay.types import Progress
 
@@ -45,7 +45,7 @@ class Recorder:
         self.log = folder / "metrics.jsonl"
         self.records: list[dict[str, Any]] | None = None
 
-    def __call__(self, state: FitState, student: CausalModel) -> None:
+    def __call__(self, state: FitState, student: PretrainedModel) -> None:
         """Evaluates if this step is due, and says where the arm stands."""
         if self.records is None:
             runs.keep_records(self.log, lambda record: record["step"] <= state.step)
@@ -63,9 +63,14 @@ class Recorder:
             curves = latest["golden_nats"], latest["proxy_nats"]
             self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
 
-    def _evaluate(self, state: FitState, student: CausalModel) -> dict[str, Any]:
+    def _evaluate(self, state: FitState, student: PretrainedModel) -> dict[str, Any]:
         before = self.probe.seconds
-        found = self.probe.evaluate(student, state.step)
+        try:
+            found = self.probe.evaluate(student, state.step)
+        except AssayError as error:
+            raise AssayError(
+                f"the evaluation at step {state.step} failed ({error}): lower the learning rate"
+            ) from error
         state.seconds["probe"] = state.seconds.get("probe", 0.0) + self.probe.seconds - before
         self._write_tables(found, state.step)
         golden = found.means["golden_nats"]

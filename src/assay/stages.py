@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from assay import runs
+from assay import provenance, runs
 from assay.config import Experiment, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
@@ -20,7 +20,6 @@ from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
-from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
 from assay.models.loading import (
     check_fits,
@@ -30,6 +29,7 @@ from assay.models.loading import (
     load_tokenizer,
     random_model,
 )
+from assay.models.pretrained import PretrainedModel
 from assay.recorder import Recorder, probe_table
 from assay.training import fit, save_model
 from assay.types import Progress, Prompt, Response, Writer
@@ -57,8 +57,10 @@ class Workspace:
     def prompts(self, split: Split, num_prompts: int) -> list[Prompt]:
         """The run's prompts of a split, drawn with the run's seed."""
         task = self.experiment.task
+        corpus = get_task(task.name, task.template)
+        provenance.pin_digests(runs.read_json(self.folder / "manifest.json"), {"corpus": corpus_digest(corpus)})
         return load_prompts(
-            get_task(task.name),
+            corpus,
             split,
             self.tokenizer,
             task.max_prompt_tokens,
@@ -75,7 +77,7 @@ class Workspace:
         """A role's frozen answers to the held-out prompts (the student's as it was after stage 1)."""
         return read_responses(self.stage_one / f"held_out-{role}.parquet")
 
-    def base(self, role: Writer) -> CausalModel:
+    def base(self, role: Writer) -> PretrainedModel:
         """A role's model before stage 1."""
         models = self.experiment.models
         if role == "student" and models.student_initialisation == "random":
@@ -83,7 +85,7 @@ class Workspace:
         names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
         return load_model(names[role], models.device)
 
-    def tuned(self, role: Writer) -> CausalModel:
+    def tuned(self, role: Writer) -> PretrainedModel:
         """A role's model after stage 1 (the oracle is never trained)."""
         if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
             return self.base("oracle")
@@ -99,18 +101,14 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     for role in ("teacher", "student"):
         check_same_vocabulary(models["oracle"], models[role])
         check_same_tokenizer(work.tokenizer, models[role].name)
-    longest = experiment.task.max_prompt_tokens + experiment.task.max_response_tokens
     check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
-        if model.max_context_tokens < longest:
-            raise AssayError(
-                f"prompt and response take up to {longest} tokens, but model {model.name!r} has a context of "
-                f"{model.max_context_tokens}: lower task.max_prompt_tokens or task.max_response_tokens"
-            )
+        model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
     work.prompts("oracle", experiment.stage_one.num_oracle_prompts)
     work.prompts("distillation", experiment.distillation.num_prompts)
     work.held_out()
-    return {role: model.digest for role, model in models.items()} | {"corpus": corpus_digest(experiment.task.name)}
+    corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
+    return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
 
 
 def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num_shards: int, report: Report) -> None:

@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim import AdamW
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay import runs
 from assay.config import TrainingConfig
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
-from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel
+from assay.models.pretrained import PretrainedModel
 from assay.types import Batch, Dense
 
 
@@ -81,7 +81,7 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 _ADVICE = "lower the learning rate, or look at the responses of that batch; the last checkpoint is kept"
 
 
-def train_step(student: CausalModel, optimizer: AdamW, batch: Batch, step: int, config: TrainingConfig) -> float:
+def train_step(student: PretrainedModel, optimizer: AdamW, batch: Batch, step: int, config: TrainingConfig) -> float:
     """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
@@ -113,7 +113,7 @@ class FitState:
 
 
 def fit(
-    student: CausalModel,
+    student: PretrainedModel,
     source: Source,
     config: TrainingConfig,
     *,
@@ -152,7 +152,7 @@ def fit(
     return state
 
 
-def save_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source: Source, state: FitState) -> None:
+def save_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, source: Source, state: FitState) -> None:
     """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained) and removes older ones."""
     tensors = {f"source.{key}": value for key, value in source.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
@@ -173,7 +173,7 @@ def save_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source
             runs.remove(older)
 
 
-def load_newest_checkpoint(folder: Path, student: CausalModel, optimizer: AdamW, source: Source) -> FitState | None:
+def load_newest_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, source: Source) -> FitState | None:
     """Restores the newest checkpoint into student, optimiser, source and RNG; None when there is none."""
     found = _checkpoints(folder)
     if not found:
@@ -207,19 +207,23 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
     return weights, tensors, progress
 
 
-def save_model(model: CausalModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Writes a folder that from_pretrained reads: config.json, model.safetensors, and the tokenizer if given."""
     path.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(path)
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     if tokenizer is not None:
+        if isinstance(tokenizer, PreTrainedTokenizerFast):
+            # tokenizers reports a full disk as a bare Exception; Python, writing the same bytes first, as an OSError
+            (path / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
         tokenizer.save_pretrained(path)
 
 
-def _tied_keys(model: CausalModel) -> set[str]:
-    """Weights that are another weight under a second name."""
-    return set(model.module._tied_weights_keys or ()) if model.module.config.tie_word_embeddings else set()
+def _tied_keys(model: PretrainedModel) -> set[str]:
+    """Weights that are another weight under a second name (some families tie a part whatever their config says)."""
+    state, pairs = model.module.state_dict(), dict(model.module.all_tied_weights_keys)
+    return {tied for tied, kept in pairs.items() if state[tied].data_ptr() == state[kept].data_ptr()}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,20 +1,48 @@
-"""The pretrained models that ship inside the package: ordinary transformers checkpoints that share one tokenizer."""
+"""The pretrained models that ship inside the package: ordinary transformers checkpoints, one tokenizer per task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from assay.errors import unknown_name
+
+Family = Literal["causal", "seq2seq"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the bases of one task have in common: the tokenizer's size and the lengths that they were trained on."""
+
+    task: str
+    vocab_size: int
+    max_prompt_tokens: int
+    max_response_tokens: int
+
+
+TEXTS: dict[str, Text] = {
+    text.task: text
+    for text in (
+        Text("define", 512, 16, 24),
+        Text("translate", 1024, 28, 24),
+        Text("summarize", 1024, 40, 24),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Base:
-    """How an embedded base is made: a GPT-2 of this size, trained on the *base* split for so many passes."""
+    """How an embedded base is made: a model of this size, trained on the *base* split for so many passes.
+
+    "causal" is a GPT-2 of ``num_layers`` layers; "seq2seq" a T5 with ``num_layers`` layers in its encoder and as
+    many in its decoder.
+    """
 
     name: str
     task: str
+    family: Family
     num_layers: int
     hidden_size: int
     epochs: float
@@ -22,16 +50,31 @@ class Base:
     seed: int
 
 
-BASES: dict[str, Base] = {
-    base.name: base
-    for base in (
-        Base("define-oracle", "define", 3, 128, epochs=2.0, learning_rate=2e-3, seed=1),
-        Base("define-teacher", "define", 3, 96, epochs=1.5, learning_rate=2e-3, seed=2),
-        Base("define-student", "define", 2, 64, epochs=1.4, learning_rate=2e-3, seed=3),
-    )
-}
+def base_name(task: str, family: Family, role: str) -> str:
+    """``define-teacher`` and the like; encoder-decoder bases say so, ``define-seq2seq-teacher``."""
+    return f"{task}-{role}" if family == "causal" else f"{task}-{family}-{role}"
 
-VOCAB_SIZE = 512
+
+def _bases(task: str, family: Family, epochs: tuple[float, float, float], first_seed: int) -> list[Base]:
+    """Oracle, teacher and student: each smaller than the one before."""
+    sizes = {"causal": ((3, 128), (3, 96), (2, 64)), "seq2seq": ((2, 128), (2, 96), (1, 64))}[family]
+    learning_rate = {"causal": 2e-3, "seq2seq": 8e-3}[family]  # T5 draws its embeddings 50 times as large
+    return [
+        Base(
+            base_name(task, family, role),
+            task,
+            family,
+            *size,
+            epochs=passes,
+            learning_rate=learning_rate,
+            seed=first_seed + i,
+        )
+        for i, (role, size, passes) in enumerate(zip(("oracle", "teacher", "student"), sizes, epochs, strict=True))
+    ]
+
+
+BASES: dict[str, Base] = {base.name: base for base in (*_bases("define", "causal", (2.0, 1.5, 1.4), first_seed=1),)}
+
 MAX_CONTEXT_TOKENS = 64
 HEAD_SIZE = 32
 END_OF_TEXT = "<|endoftext|>"

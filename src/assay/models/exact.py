@@ -35,8 +35,6 @@ class _World(ABC):
     and ``head``.
     """
 
-    max_context_tokens = 2**31 - 1
-
     def __init__(self, name: str, vocab_size: int, eos_token_id: int, parameters: Sequence[Tensor]) -> None:
         if not 0 <= eos_token_id < vocab_size:
             raise AssayError(f"eos_token_id {eos_token_id} is not one of the {vocab_size} tokens of {name!r}")
@@ -44,6 +42,9 @@ class _World(ABC):
         self.vocab_size = vocab_size
         self.eos_token_id = eos_token_id
         self._parameters = parameters
+
+    def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:  # noqa: B027
+        """Any length fits."""
 
     @abstractmethod
     def _start(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "B H"]: ...

@@ -27,11 +27,14 @@ class LanguageModel(Protocol):
     name: str
     vocab_size: int
     eos_token_id: int
-    max_context_tokens: int
 
     @property
     def digest(self) -> str:
         """A short hash of the weights: equal digests mean equal distributions."""
+        ...
+
+    def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:
+        """Raises AssayError when a prompt and a response of these lengths do not fit the model's context."""
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:

@@ -10,12 +10,21 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
+from assay.models.pretrained import PretrainedModel
+from assay.models.seq2seq import Seq2SeqModel
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # what matters of a load report becomes an error below
@@ -26,12 +35,28 @@ def checkpoint_of(name: str) -> str:
     return str(base_path(name)) if name in BASES else name
 
 
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    ZeroDivisionError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What a config.json or a damaged file makes transformers and its libraries raise."""
+
+
 @contextmanager
 def _readable_errors(what: str, name: str) -> Iterator[None]:
     """Turns what transformers raises for a checkpoint that it cannot read into one sentence."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, StrictDataclassError) as error:
+    except _LOADING_ERRORS as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AssayError(
             f"cannot load the {what} {name!r}: {cause} (embedded bases: {', '.join(sorted(BASES))}; otherwise give a "
@@ -39,14 +64,15 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def load_model(name: str, device: str = "cpu") -> CausalModel:
+def load_model(name: str, device: str = "cpu") -> PretrainedModel:
     """The model in float32 from safetensors; pickled weights and remote code are never loaded.
 
     Raises AssayError when it cannot be loaded, or when weights are missing, superfluous or of another shape.
     """
     check_device(device)
+    adapter, auto_class = _family(_load_config(name))
     with _readable_errors("model", name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class.from_pretrained(
             checkpoint_of(name),
             dtype=torch.float32,
             use_safetensors=True,
@@ -58,17 +84,30 @@ def load_model(name: str, device: str = "cpu") -> CausalModel:
         if found[kind]:
             first = sorted(map(str, found[kind]))[0]
             raise AssayError(f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole")
-    return CausalModel(module.to(device).eval(), name)
+    return adapter(module.to(device).eval(), name)
 
 
-def random_model(name: str, seed: int, device: str = "cpu") -> CausalModel:
+def random_model(name: str, seed: int, device: str = "cpu") -> PretrainedModel:
     """The architecture of ``name`` with weights drawn with ``seed``."""
     check_device(device)
-    with _readable_errors("model", name):
-        config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+    config = _load_config(name)
+    adapter, auto_class = _family(config)
     torch.manual_seed(seed)
-    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return CausalModel(module.to(device).eval(), name)
+    with _readable_errors("model", name):
+        module = auto_class.from_config(config, dtype=torch.float32)
+    return adapter(module.to(device).eval(), name)
+
+
+def _load_config(name: str) -> PreTrainedConfig:
+    with _readable_errors("model", name):
+        return AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+
+
+def _family(config: PreTrainedConfig) -> tuple[type[PretrainedModel], Any]:
+    """The adapter and the transformers class of a model: encoder-decoder or decoder-only, as its config says."""
+    if config.is_encoder_decoder:
+        return Seq2SeqModel, AutoModelForSeq2SeqLM
+    return CausalModel, AutoModelForCausalLM
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -83,12 +122,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def check_device(device: str) -> None:
     """Raises AssayError when nothing can be put on that device."""
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise AssayError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def check_fits(tokenizer: PreTrainedTokenizerBase, model: CausalModel) -> None:
+def check_fits(tokenizer: PreTrainedTokenizerBase, model: PretrainedModel) -> None:
     """Raises AssayError when the tokenizer has ids that the model lacks, or ends sequences with another token."""
     largest = max(tokenizer.get_vocab().values())
     if largest >= model.vocab_size:
@@ -102,7 +141,7 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, model: CausalModel) -> None:
         )
 
 
-def check_same_vocabulary(first: CausalModel, second: CausalModel) -> None:
+def check_same_vocabulary(first: PretrainedModel, second: PretrainedModel) -> None:
     """Raises AssayError unless both models predict the same vocabulary and end sequences alike."""
     if first.vocab_size != second.vocab_size:
         raise AssayError(
@@ -119,7 +158,7 @@ def check_same_vocabulary(first: CausalModel, second: CausalModel) -> None:
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raises AssayError when model ``name`` ships a tokenizer with other ids; a model without one is taken on trust."""
     folder = Path(checkpoint_of(name))
-    if folder.is_dir() and not (folder / "tokenizer_config.json").exists():
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return
     theirs, ours = load_tokenizer(name).get_vocab(), tokenizer.get_vocab()
     differing = [token for token in sorted(theirs | ours) if theirs.get(token) != ours.get(token)]

@@ -1,0 +1,219 @@
+"""What the adapters of transformers models share: identity, head, and the decoding loop."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from assay.errors import AssayError
+from assay.models import sampling
+from assay.types import Batch
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A batch of responses in the making: the family's caches, and nothing about tokens."""
+
+    def feed(self, input_ids_AT: Int[Tensor, "A T"]) -> Float[Tensor, "A H"]:
+        """Takes the next tokens of every row and returns the state from which the token after them is predicted."""
+        ...
+
+    def keep(self, rows: Int[Tensor, " A"]) -> None:
+        """Goes on with these rows only."""
+        ...
+
+
+class PretrainedModel(ABC):
+    """A transformers model with a language-modelling head; a family adds ``hidden``, ``begin`` and its lengths.
+
+    Raises AssayError when the model does more between its last hidden state and its logits than a linear
+    head, a scale, a constant bias and a tanh soft cap (its loss could not be computed from hidden states), and
+    when cached decoding of padded prompts gives another law than scoring does (a model without position ids or
+    masks, or one that looks ahead: its samples would not be its own).
+    """
+
+    def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
+        eos = module.config.eos_token_id if eos_token_id is None else eos_token_id
+        if not isinstance(eos, int):
+            raise AssayError(
+                f"model {name!r} has no single end-of-sequence token ({eos!r}): set one eos_token_id in its config.json"
+            )
+        self.module = module
+        self.name = name
+        self.eos_token_id = eos
+        self._output_embeddings: Any = module.get_output_embeddings()
+        self.vocab_size = int(self._output_embeddings.weight.shape[0])
+        self._logits_bias: Tensor | None = getattr(module, "final_logits_bias", None)
+        self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
+        self._logit_scale: float = 1.0
+        self._check_head()
+        self._check_decoding()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs go there."""
+        return self.module.device
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hex digits of SHA-256 over names, shapes and bytes of all weights."""
+        total = hashlib.sha256()
+        for key, value in sorted(self.module.state_dict().items()):
+            total.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within it dropout is off; afterwards the module is in the mode it was in before."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train(was_training)
+
+    @abstractmethod
+    def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:
+        """Raises AssayError when a sequence of these lengths is beyond the model's context."""
+
+    @abstractmethod
+    def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
+        """The last hidden state from which each response token is predicted."""
+
+    @abstractmethod
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Int[Tensor, "B T"]]:
+        """A decoding of responses to these prompts, and the first tokens to feed it."""
+
+    @abstractmethod
+    def _hidden_and_logits(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and the logits of the whole model on one prompt, to compare the head with."""
+
+    @property
+    @abstractmethod
+    def _logit_scales(self) -> tuple[float, ...]:
+        """What models of the family multiply their logits with, likeliest first; the module itself decides."""
+
+    def head(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
+        """Log-probabilities (nats): log softmax of softcap(scale · W h + b), in float32."""
+        return self._logits(hidden_NH).float().log_softmax(dim=-1)
+
+    def log_probs(self, batch: Batch) -> Float[Tensor, "N V"]:
+        """``head(hidden(batch))``: logits exist at response positions only."""
+        return self.head(self.hidden(batch))
+
+    def sample(
+        self,
+        prompt_ids: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        max_response_tokens: int,
+        sampling_temperature: float = 1.0,
+    ) -> list[tuple[int, ...]]:
+        """One response per prompt by cached batched decoding; temperature 0 takes the most likely token.
+
+        Rows leave the batch once most of it has finished. Row i depends on prompt_ids[i] and seeds[i] alone
+        (up to float rounding of the logits).
+        """
+        self._check_batch(Batch(prompt_ids, [(0,) * max_response_tokens] * len(prompt_ids)))
+        uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
+        with self.evaluating(), torch.no_grad():
+            token_ids_BT = self._decode(prompt_ids, uniforms_BT, sampling_temperature)
+        return [sampling.until_end(row, self.eos_token_id) for row in token_ids_BT.tolist()]
+
+    def _decode(
+        self, prompt_ids: Sequence[tuple[int, ...]], uniforms_BT: Tensor, sampling_temperature: float
+    ) -> Tensor:
+        """The decoding loop: token ids [B, T], end-of-sequence after the first end-of-sequence."""
+        token_ids_BT = torch.full(uniforms_BT.shape, self.eos_token_id)
+        alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
+        decoding, input_ids = self.begin(prompt_ids)
+        for t in range(uniforms_BT.shape[1]):
+            logits = self._logits(decoding.feed(input_ids)).float().cpu()
+            if sampling_temperature == 0:
+                token_A = logits.argmax(dim=-1)
+            else:
+                log_p_AV = (logits / sampling_temperature).log_softmax(dim=-1)
+                token_A = sampling.draw(log_p_AV, uniforms_BT[alive_A, t])
+            token_ids_BT[alive_A, t] = token_A
+            going_A = ((token_ids_BT[alive_A, : t + 1] != self.eos_token_id).all(dim=-1)).nonzero()[:, 0]
+            if len(going_A) == 0:
+                break
+            if len(going_A) <= 0.7 * len(alive_A):
+                alive_A, token_A = alive_A[going_A], token_A[going_A]
+                decoding.keep(going_A.to(self.device))
+            input_ids = token_A.unsqueeze(-1).to(self.device)
+        return token_ids_BT
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = self._output_embeddings(hidden) * self._logit_scale
+        if self._logits_bias is not None:
+            logits = logits + self._logits_bias
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        input_ids = torch.tensor([[1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]])
+        with self.evaluating():
+            hidden, expected = self._hidden_and_logits(input_ids.to(self.device))
+            if not expected.isfinite().all():
+                raise AssayError(f"model {self.name!r} gives logits that are not finite: its weights are damaged")
+            for scale in self._logit_scales:
+                self._logit_scale = scale
+                ours = self._logits(hidden)
+                if ours.shape == expected.shape and torch.allclose(ours, expected, rtol=1e-3, atol=1e-3):
+                    return
+        raise AssayError(
+            f"model {self.name!r} ({type(self.module).__name__}) does more to its logits than a linear head, "
+            "a scale, a bias and a soft cap: assay cannot compute its losses from hidden states"
+        )
+
+    def _check_decoding(self) -> None:
+        problem = (
+            f"model {self.name!r} ({type(self.module).__name__}) does not decode padded prompts with a cache as it "
+            "scores them: its samples would not be its own; it is not supported"
+        )
+        try:
+            agrees = self._decodes_as_it_scores()
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise AssayError(problem) from error
+        if not agrees:
+            raise AssayError(problem)
+
+    @torch.no_grad()
+    def _decodes_as_it_scores(self) -> bool:
+        """The law of the second token of two prompts of unlike length, once scored and once decoded."""
+        first, second, third = (i % self.vocab_size for i in (1, 2, 3))
+        prompts = [(first,), (third, second, first)]
+        with self.evaluating():
+            scored_NV = self.log_probs(Batch(prompts, [(second, third)] * 2))
+            decoding, input_ids = self.begin(prompts)
+            decoding.feed(input_ids)
+            decoded_BV = self.head(decoding.feed(torch.tensor([[second], [second]], device=self.device)))
+        return torch.allclose(decoded_BV, scored_NV[1::2], rtol=1e-2, atol=1e-2)
+
+    def _check_batch(self, batch: Batch) -> None:
+        if not all(batch.prompt_ids) or not all(batch.response_ids):
+            raise AssayError("a prompt or a response is empty: every sequence needs at least one token of each")
+        for prompt, response in {(len(p), len(r)) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)}:
+            self.check_lengths(prompt, response)
+
+
+def right_padded(rows: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Rows with zeros after them, and the mask that is 1 where a row is."""
+    longest = max(map(len, rows))
+    input_ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)
+    mask_BT = torch.zeros_like(input_ids_BT)
+    for i, row in enumerate(rows):
+        input_ids_BT[i, : len(row)] = torch.tensor(row)
+        mask_BT[i, : len(row)] = 1
+    return input_ids_BT, mask_BT
