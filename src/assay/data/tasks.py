@@ -1,63 +1,130 @@
-"""Tasks: prompts with a human reference, in four splits that share no near-duplicates.
+"""Tasks: prompts, most with a human reference, in splits that share no near-duplicates.
 
 ``base`` serves pretraining and the tokenizer only, ``oracle`` stage 1 (oracle responses for SFT),
-``distillation`` stage 2, ``held_out`` the probe.
+``distillation`` stage 2, ``held_out`` the probe. A corpus ships inside the package, is fetched once into the user's
+cache, or is a user's own file; from there on all are alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import hashlib
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
+from assay import runs
+from assay.config import template_columns
+from assay.data.debian import fetch_debian
+from assay.data.hub import HUB, fetch_hub
+from assay.data.splitting import SHARES, SPLITS, Split
+from assay.data.user_text import is_user_file, read_split
 from assay.errors import AssayError, unknown_name
 from assay.types import Prompt
 
-Split = Literal["base", "oracle", "distillation", "held_out"]
-SPLITS: tuple[Split, ...] = ("base", "oracle", "distillation", "held_out")
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WITHOUT_BASE: tuple[Split, ...] = tuple(SHARES)
+
+Fetch = Callable[[], tuple[list[dict[str, str]], dict[str, Any]]]
+"""Brings the rows of a corpus, each with its split, and facts about where they came from."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A corpus embedded in the package and how its rows become prompts.
+    """A corpus and how its rows become prompts.
 
-    ``template`` is filled with a row's columns; the response is a space and the ``reference`` column.
-    ``shrinkable`` names a column that is a comma-separated list: items are dropped from its end until the
-    prompt fits the token limit; rows whose prompt cannot fit are left out.
+    ``corpus`` is the name of a parquet file in the package or, with ``fetch``, in the user's cache; for a user's own
+    file (``own``) its path. ``template`` is filled with a row's columns; the response is a space and the
+    ``reference`` column, which may be empty (None). ``shrinkable`` names a column that is a list joined by
+    ``separator``: items are dropped from its end until the prompt fits the token limit; rows whose prompt cannot fit
+    are left out.
     """
 
     name: str
     corpus: str
     template: str
     reference: str
-    shrinkable: str
     licence: str
+    shrinkable: str | None = None
+    separator: str = ", "
+    splits: tuple[Split, ...] = SPLITS
+    fetch: Fetch | None = None
+    own: bool = False
+
+
+def _debian(name: str, template: str, reference: str, shrinkable: str | None) -> Task:
+    licence = "each package's own: fetched, not shipped"
+    corpus, fetch = f"{name}.parquet", partial(fetch_debian, name)
+    return Task(name, corpus, template, reference, licence, shrinkable, " ", WITHOUT_BASE, fetch)
+
+
+def _hub(name: str, template: str, shrinkable: str | None) -> Task:
+    dataset = HUB[name]
+    licence, fetch = f"see the hub's page of {dataset.id}: fetched, not shipped", partial(fetch_hub, dataset, name)
+    return Task(name, f"{name}.parquet", template, dataset.reference, licence, shrinkable, " ", WITHOUT_BASE, fetch)
 
 
 TASKS: dict[str, Task] = {
-    "define": Task(
-        name="define",
-        corpus="define.parquet",
-        template="{part_of_speech}: {lemmas}:",
-        reference="gloss",
-        shrinkable="lemmas",
-        licence="WordNet 3.0 licence (corpora/define.LICENSE.txt)",
-    ),
+    task.name: task
+    for task in (
+        Task(
+            name="define",
+            corpus="define.parquet",
+            template="{part_of_speech}: {lemmas}:",
+            reference="gloss",
+            shrinkable="lemmas",
+            licence="WordNet 3.0 licence (corpora/define.LICENSE.txt)",
+        ),
+        Task(
+            name="translate",
+            corpus="translate.parquet",
+            template="en: {english} es:",
+            reference="spanish",
+            licence="public domain (corpora/translate.LICENSE.txt)",
+        ),
+        Task(
+            name="summarize",
+            corpus="summarize.parquet",
+            template="{kind} {name}: {body} summary:",
+            reference="summary",
+            shrinkable="body",
+            separator=" ",
+            licence="each package's own, permissive (corpora/summarize.LICENSE.txt)",
+        ),
+        _debian("debian-synopsis", "{description}\nSynopsis:", "synopsis", "description"),
+        _debian("debian-de", "English: {english}\nGerman:", "german", None),
+        _hub("xsum", "{document}\nSummary:", "document"),
+        _hub("wmt14-de-en", "German: {german}\nEnglish:", None),
+        _hub("natural-instructions", "{definition}\nInput: {inputs}\nOutput:", "inputs"),
+    )
 }
 
 
-def get_task(name: str) -> Task:
-    """The task of that name; AssayError with the nearest name when there is none."""
+def get_task(name: str, template: str | None = None) -> Task:
+    """The task of that name, or of the .jsonl or .parquet file at that path; ``template`` replaces its own.
+
+    Raises AssayError with the nearest name when there is no such task.
+    """
+    if is_user_file(name):
+        shown = template or "{prompt}"
+        return Task(name, name, shown, "reference", "the user's own", splits=WITHOUT_BASE, own=True)
     if name not in TASKS:
+        if "/" in name or Path(name).exists():
+            raise AssayError(f"task {name!r} looks like a file: a file of prompts ends in .jsonl or .parquet")
         raise unknown_name("task", name, TASKS)
-    return TASKS[name]
+    return TASKS[name] if template is None else dataclasses.replace(TASKS[name], template=template)
 
 
 def load_prompts(
@@ -73,9 +140,14 @@ def load_prompts(
 
     A larger ``num_prompts`` with the same seed keeps the smaller selection as its beginning. References are
     tokenised with the end-of-sequence token and cut at ``max_response_tokens``.
-    Raises AssayError when the split holds fewer prompts than asked for.
+    Raises AssayError when the split holds fewer prompts than asked for, or the task has no such split.
     """
+    if split not in task.splits:
+        raise AssayError(
+            f"task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}: use models that are pretrained"
+        )
     rows = corpus_rows(task)
+    _check_template(task, rows)
     row_ids = np.random.default_rng(seed).permutation([i for i, row in enumerate(rows) if row["split"] == split])
     prompts: list[Prompt] = []
     for i in row_ids:
@@ -86,51 +158,152 @@ def load_prompts(
             prompts.append(prompt)
     if num_prompts is not None and len(prompts) < num_prompts:
         raise AssayError(
-            f"task {task.name!r} has {len(prompts)} prompts of at most {max_prompt_tokens} tokens in its split "
-            f"{split!r}, but {num_prompts} were asked for: ask for fewer"
+            f"task {task.name!r} has {len(prompts)} prompts of at most {max_prompt_tokens} tokens among the "
+            f"{len(row_ids)} rows of its split {split!r}, but {num_prompts} were asked for: ask for fewer"
         )
     return prompts
 
 
-@cache
-def corpus_rows(task: Task) -> Sequence[dict[str, str]]:
-    """The rows of the embedded corpus, in the order of the file."""
-    with resources.files("assay.data.corpora").joinpath(task.corpus).open("rb") as file:
-        return pq.read_table(file).to_pylist()
+def corpus_rows(task: Task) -> Sequence[dict[str, Any]]:
+    """The rows of a task's corpus with their ``split``, in the order of the file; fetched first if need be."""
+    digest = corpus_digest(task)
+    return _own_rows(task.corpus, task.template, digest) if task.own else _rows(_corpus_path(task), digest)
 
 
-def corpus_digest(name: str) -> str:
-    """The first 16 hex digits of SHA-256 over a task's embedded corpus."""
-    corpus = resources.files("assay.data.corpora").joinpath(get_task(name).corpus)
-    return hashlib.sha256(corpus.read_bytes()).hexdigest()[:16]
+@lru_cache(maxsize=8)
+def _rows(path: Path, digest: str) -> Sequence[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
 
 
-def prompt_text(task: Task, row: dict[str, str], num_items: int | None = None) -> str:
+@lru_cache(maxsize=8)
+def _own_rows(path: str, template: str, digest: str) -> Sequence[dict[str, Any]]:
+    """The digest is a key of the cache only: a file that has changed is read again."""
+    return read_split(Path(path), template).rows
+
+
+def corpus_digest(task: Task) -> str:
+    """The first 16 hex digits of SHA-256 over the file of a task's corpus; fetched first if need be."""
+    if task.fetch is not None:
+        fetch_corpus(task)
+    digest = _digest(_corpus_path(task))
+    if task.fetch is not None and digest != runs.read_json(_facts_path(task))["digest"]:
+        raise AssayError(f"{str(_corpus_path(task))!r} is damaged: delete it; the same command fetches it again")
+    return digest
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def fetch_corpus(task: Task) -> Path:
+    """The file of a fetched task in the user's cache, fetched and said so on stderr when it is not there.
+
+    Beside it lies a .json file: where the rows came from, when, and the digest of the file.
+    """
+    path = _corpus_path(task)
+    if task.fetch is None or (path.exists() and _facts_path(task).exists()):
+        return path
+    print(f"assay: fetching task {task.name!r} once, into {path}", file=sys.stderr, flush=True)
+    rows, facts = task.fetch()
+    runs.write_table(path, pa.Table.from_pylist(rows))
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    splits = {split: sum(row["split"] == split for row in rows) for split in task.splits}
+    runs.write_json(
+        _facts_path(task), {"task": task.name, "digest": _digest(path), "fetched_at": now, "rows": splits} | facts
+    )
+    return path
+
+
+def cache_folder() -> Path:
+    """The user's cache of fetched tasks: ``$XDG_CACHE_HOME/assay/tasks``, or ``~/.cache/assay/tasks``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "assay" / "tasks"
+
+
+def describe_tasks() -> list[str]:
+    """A line for every named task: what ships, and what is fetched (and whether it already is)."""
+    lines = []
+    for task in TASKS.values():
+        here = "is here" if _corpus_path(task).exists() else "is not here yet"
+        origin = "ships" if task.fetch is None else f"fetched; {here}"
+        lines.append(f"{task.name:21} {origin:26} {task.template!r} -> {task.reference}; licence: {task.licence}")
+    return lines
+
+
+def _corpus_path(task: Task) -> Path:
+    if task.own:
+        return Path(task.corpus)
+    if task.fetch is not None:
+        return cache_folder() / task.corpus
+    return Path(str(resources.files("assay.data.corpora"))) / task.corpus
+
+
+def _facts_path(task: Task) -> Path:
+    return _corpus_path(task).with_suffix(".json")
+
+
+def _check_template(task: Task, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuses a template that shows the answer or a column that there is not; a user's file is checked on reading."""
+    if task.own:
+        return
+    known = set(rows[0]) - {task.reference, "split"}
+    for column in template_columns(task.template):
+        if column not in known:
+            raise unknown_name(f"column in the template of task {task.name!r}", column, known)
+
+
+def prompt_text(task: Task, row: dict[str, Any], num_items: int | None = None) -> str:
     """The template filled with a row, keeping the first ``num_items`` items of the shrinkable column."""
-    items = row[task.shrinkable].split(", ")[:num_items]
-    return task.template.format(**{**row, task.shrinkable: ", ".join(items)})
+    if task.own:
+        return row["prompt_text"]
+    if task.shrinkable is None:
+        return task.template.format(**row)
+    items = row[task.shrinkable].split(task.separator)[:num_items]
+    return task.template.format(**{**row, task.shrinkable: task.separator.join(items)})
 
 
 def _to_prompt(
     task: Task,
     index: int,
-    row: dict[str, str],
+    row: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> Prompt | None:
-    for num_items in range(row[task.shrinkable].count(", ") + 1, 0, -1):
-        text = prompt_text(task, row, num_items)
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
-        if len(token_ids) <= max_prompt_tokens:
-            break
-    else:
+    num_items = 1
+    if task.shrinkable is not None and task.shrinkable in template_columns(task.template):
+        num_items = row[task.shrinkable].count(task.separator) + 1
+    fitting = _longest_fit(task, row, tokenizer, max_prompt_tokens, num_items)
+    if fitting is None:
         return None
-    reference_ids = tokenizer.encode(f" {row[task.reference]}{tokenizer.eos_token}", add_special_tokens=False)
+    text, token_ids = fitting
+    reference, reference_ids = row[task.reference], []
+    if reference is not None:
+        reference_ids = tokenizer.encode(f" {reference}{tokenizer.eos_token}", add_special_tokens=False)
     return Prompt(
-        id=f"{task.name}-{index:06d}",
+        id=row["id"] if task.own else f"{task.name}-{index:06d}",
         text=text,
         token_ids=tuple(token_ids),
-        reference=row[task.reference],
+        reference=reference,
         reference_ids=tuple(reference_ids[:max_response_tokens]),
     )
+
+
+def _longest_fit(
+    task: Task, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, num_items: int
+) -> tuple[str, list[int]] | None:
+    """Text and tokens with as many items as fit, found by bisection; None when not even one does."""
+    best = None
+    fewest, most = 1, num_items
+    tried = most  # mostly all of them fit
+    while fewest <= most:
+        text = prompt_text(task, row, tried)
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        if len(token_ids) <= max_prompt_tokens:
+            best, fewest = (text, token_ids), tried + 1
+        else:
+            most = tried - 1
+        tried = (fewest + most + 1) // 2
+    return best

@@ -1,0 +1,190 @@
+"""Data sets of the Hugging Face hub as tasks, through the ``datasets`` package (an extra); remote code is never run.
+
+Rows are streamed, so a run needs a part of a large data set only. The data set's own splits are kept: its train
+split becomes ``oracle`` and ``distillation``, its validation and test splits ``held_out``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from assay.data.splitting import SHARES, Split, assign_splits, loose_key, row_keys
+from assay.errors import AssayError
+
+TRAIN_SHARES: dict[Split, float] = {split: SHARES[split] for split in ("oracle", "distillation")}
+MAX_SHARDS = 200
+"""Files of one split that rows are taken from: a data set of many files is not downloaded whole."""
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Where a data set is and how its examples become rows.
+
+    ``id`` is a hub id or a local folder. ``to_row`` gives the columns of a row, or None for an example without text.
+    Rows with the same ``prompt`` columns stay in one split, and, if ``references_join``, those of one long reference.
+    """
+
+    id: str
+    config: str | None
+    revision: str | None
+    to_row: Callable[[Mapping[str, Any]], dict[str, str] | None]
+    prompt: tuple[str, ...]
+    reference: str
+    num_train: int
+    num_held_out: int
+    references_join: bool = True
+
+
+def xsum_row(example: Mapping[str, Any]) -> dict[str, str] | None:
+    """``document`` → ``summary``, the document on one line."""
+    return _texts(document=" ".join(example["document"].split()), summary=example["summary"])
+
+
+def wmt_row(example: Mapping[str, Any]) -> dict[str, str] | None:
+    """``german`` → ``english`` of a translation pair."""
+    return _texts(german=example["translation"]["de"], english=example["translation"]["en"])
+
+
+def instructions_row(example: Mapping[str, Any]) -> dict[str, str] | None:
+    """``definition`` and ``inputs`` → ``targets``, with the name of the kind of task."""
+    return _texts(
+        task_name=example["task_name"],
+        definition=example["definition"],
+        inputs=" ".join(example["inputs"].split()),
+        targets=example["targets"],
+    )
+
+
+def _texts(**columns: str) -> dict[str, str] | None:
+    stripped = {name: text.strip() for name, text in columns.items()}
+    return stripped if all(stripped.values()) else None
+
+
+HUB: dict[str, HubDataset] = {
+    "xsum": HubDataset(
+        id="EdinburghNLP/xsum",
+        config=None,
+        revision="refs/convert/parquet",  # the hub's own conversion: readable even where a script is the main branch
+        to_row=xsum_row,
+        prompt=("document",),
+        reference="summary",
+        num_train=100_000,
+        num_held_out=10_000,
+    ),
+    "wmt14-de-en": HubDataset(
+        id="wmt/wmt14",
+        config="de-en",
+        revision=None,
+        to_row=wmt_row,
+        prompt=("german",),
+        reference="english",
+        num_train=200_000,
+        num_held_out=6_000,
+    ),
+    "natural-instructions": HubDataset(
+        id="Muennighoff/natural-instructions",
+        config=None,
+        revision=None,
+        to_row=instructions_row,
+        prompt=("definition", "inputs"),
+        reference="targets",
+        num_train=100_000,
+        num_held_out=10_000,
+        references_join=False,  # most are labels, some of them long
+    ),
+}
+
+
+def fetch_hub(dataset: HubDataset, name: str) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """The rows of a data set with their splits, and what they came from.
+
+    Raises AssayError without the ``datasets`` package, without network, or when the data set has another form.
+    """
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise AssayError(
+            f"task {name!r} needs the package 'datasets', which is not installed: pip install 'assay[datasets]'"
+        ) from error
+
+    def examples(split: str, num_rows: int) -> Iterator[Mapping[str, Any]]:
+        return _evenly(
+            datasets.load_dataset(dataset.id, dataset.config, split=split, streaming=True, revision=dataset.revision),
+            num_rows,
+        )
+
+    try:
+        train = list(examples("train", dataset.num_train))
+        held_out = [row for split in ("validation", "test") for row in examples(split, ceil(dataset.num_held_out / 2))]
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AssayError(
+            f"task {name!r} could not be read from the hub's data set {dataset.id!r} ({cause}): it needs network once; "
+            "where there is none, give the path of a .jsonl file instead"
+        ) from error
+    rows = split_rows(dataset, train, held_out)
+    facts = {
+        "dataset": dataset.id,
+        "config": dataset.config,
+        "revision": dataset.revision,
+        "datasets": metadata.version("datasets"),
+    }
+    return rows, facts | {"num_read": len(train) + len(held_out)}
+
+
+def split_rows(
+    dataset: HubDataset, train: Iterable[Mapping[str, Any]], held_out: Iterable[Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """Rows with their splits, without exact repeats; what a held-out row shares with training rows stays held out."""
+    kept: list[dict[str, str]] = []
+    keys_of_rows: list[list[str]] = []
+    seen: set[str] = set()
+    for row in _rows(dataset, held_out):
+        keys = _keys(dataset, row)
+        if keys[0] not in seen:
+            kept.append({**row, "split": "held_out"})
+        seen.update(keys)
+    trained: list[dict[str, str]] = []
+    pairs: set[str] = set()
+    for row in _rows(dataset, train):
+        keys = _keys(dataset, row)
+        pair = f"{keys[0]}\n{loose_key(row[dataset.reference])}"
+        if pair not in pairs and seen.isdisjoint(keys):
+            trained.append(row)
+            keys_of_rows.append(keys)
+        pairs.add(pair)
+    splits, _ = assign_splits(keys_of_rows, TRAIN_SHARES)
+    return kept + [{**row, "split": split} for row, split in zip(trained, splits, strict=True)]
+
+
+def _rows(dataset: HubDataset, examples: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+    for example in examples:
+        try:
+            row = dataset.to_row(example)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AssayError(
+                f"the hub's data set {dataset.id!r} has other columns than expected ({', '.join(map(str, example))}): "
+                "it has changed; give the path of a .jsonl file instead"
+            ) from error
+        if row is not None:
+            yield row
+
+
+def _keys(dataset: HubDataset, row: Mapping[str, str]) -> list[str]:
+    prompt = "\n".join(row[column] for column in dataset.prompt)
+    return row_keys(prompt, row[dataset.reference] if dataset.references_join else None, None)
+
+
+def _evenly(stream: Any, num_rows: int) -> Iterator[Mapping[str, Any]]:
+    """At most ``num_rows`` rows, the same number from the head of each file (of up to MAX_SHARDS files)."""
+    chosen = np.random.default_rng(0).permutation(stream.num_shards)[:MAX_SHARDS]
+    for index in sorted(chosen.tolist()):
+        yield from islice(stream.shard(stream.num_shards, index), ceil(num_rows / len(chosen)))
