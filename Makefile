@@ -10,7 +10,7 @@ quickstart: .venv/.installed  ## install into .venv if need be, run the main job
 	$(BIN)/assay quickstart
 
 test: .venv/.installed-dev  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.installed-dev  ## style and layers
 	$(BIN)/ruff format --check .

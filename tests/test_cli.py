@@ -28,7 +28,7 @@ TINY = [
 
 
 def assay(*arguments: object, **named: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "assay.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "assay", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **named)  # type: ignore[call-overload,no-any-return]
 
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from assay.config import ArmConfig, Experiment, SourceConfig, config_hash, from_dict, load, to_dict, validate
+from assay.config import (
+    ArmConfig,
+    Experiment,
+    SourceConfig,
+    TrainingConfig,
+    config_hash,
+    from_dict,
+    load,
+    to_dict,
+    validate,
+)
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe
 
@@ -124,3 +136,36 @@ def test_a_number_out_of_range_is_named(field: str, value: object) -> None:
 def test_importing_it_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2: field 'seed' is there twice"),
+        ("task: {name: define, name: other}\n", "'name' is there twice"),
+        ("seed:\t- 1\n\t- 2\n", "line 1"),
+        ("a: &x [1]\nb: *x\n", "aliases are not supported"),
+        ("recipe: 2024-13-45\n", "neither YAML nor JSON"),
+        ("seed: !!int abc\n", "neither YAML nor JSON"),
+        ("seed: !!bool abc\n", "neither YAML nor JSON"),
+    ],
+)
+def test_a_config_file_that_means_two_things_or_nothing_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(AssayError, match=words):
+        load(path)
+
+
+def test_a_config_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path, tmp_path / "pipe.yaml"):
+        with pytest.raises(AssayError, match="not a file"):
+            load(path)
+
+
+def test_divergence_parameters_are_finite() -> None:
+    training = dataclasses.replace(TrainingConfig(), divergence_parameters={"beta": math.nan})
+    distillation = dataclasses.replace(Experiment().distillation, training=training)
+    with pytest.raises(AssayError, match="divergence_parameters' must be finite"):
+        validate(dataclasses.replace(Experiment(), distillation=distillation))

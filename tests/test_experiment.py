@@ -19,6 +19,7 @@ import pytest
 
 from assay import get_recipe, run_experiment, runs
 from assay.config import Experiment, TaskConfig, to_dict
+from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
 
 ARMS = ["offline", "online_teacher", "online_student"]
@@ -182,7 +183,7 @@ def test_oracle_as_teacher_has_no_hacking_by_construction(tmp_path: Path) -> Non
 
 
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "assay.cli", "run", str(config), "--out", str(folder)]
+    command = [sys.executable, "-m", "assay", "run", str(config), "--out", str(folder)]
     return subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
@@ -235,7 +236,7 @@ def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Pat
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     runs.prepare_folder(tmp_path)
     with runs.locked(tmp_path):
-        command = [sys.executable, "-m", "assay.cli", "quickstart", "--out", str(tmp_path)]
+        command = [sys.executable, "-m", "assay", "quickstart", "--out", str(tmp_path)]
         second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert "another process is working" in second.stderr
@@ -293,3 +294,50 @@ def test_the_callers_own_processes_are_left_alone(tmp_path: Path) -> None:
         assert child.is_alive()
     finally:
         child.kill()
+
+
+def test_an_arm_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
+    sources = (dataclasses.replace(get_recipe("quickstart").arms[0].sources[0], writer="dataset"),)
+    failing = dataclasses.replace(get_recipe("quickstart").arms[0], name="failing", sources=sources)
+    experiment = small(num_steps=6)
+    distillation = dataclasses.replace(experiment.distillation, num_prompts=32, completions_per_prompt=2)
+    experiment = dataclasses.replace(experiment, distillation=distillation, arms=(failing, experiment.arms[0]))
+    with pytest.raises(AssayError, match="arm 'failing': a data set has one reference"):
+        run_experiment(experiment, tmp_path)
+    assert [arm["source"] for arm in summary_of(tmp_path)["arms"]] == ["offline"]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_finished_run_repeats_an_arm_that_was_deleted(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.rmtree(folder / "arms" / "offline")
+    (folder / "report.html").unlink()
+    run_experiment(small(), folder)
+    assert summary_of(folder)["arms"] == summary_of(run)["arms"]
+    assert (folder / "probe.parquet").read_bytes() == (run / "probe.parquet").read_bytes()
+
+
+def test_a_run_that_was_refused_before_it_computed_anything_leaves_its_folder_free(tmp_path: Path) -> None:
+    mistaken = dataclasses.replace(small(), task=TaskConfig(name="defin"))
+    with pytest.raises(AssayError, match="did you mean 'define'"):
+        run_experiment(mistaken, tmp_path)
+    experiment = dataclasses.replace(small(num_steps=4), arms=small().arms[:1])
+    run_experiment(experiment, tmp_path)
+    assert len(summary_of(tmp_path)["arms"]) == 1
+
+
+def test_a_users_own_text_without_references_runs_to_its_report(tmp_path: Path) -> None:
+    rows = [r for r in corpus_rows(get_task("define")) if r["split"] == "oracle"][:600]
+    text = tmp_path / "prompts.jsonl"
+    text.write_text("".join(json.dumps({"prompt": f"{r['part_of_speech']}: {r['lemmas'][:20]}:"}) + "\n" for r in rows))
+    experiment = dataclasses.replace(small(num_steps=4), task=TaskConfig(name=str(text)), arms=small().arms[:1])
+    experiment = dataclasses.replace(
+        experiment,
+        stage_one=dataclasses.replace(experiment.stage_one, num_oracle_prompts=64),
+        probe=dataclasses.replace(experiment.probe, num_prompts=32),
+    )
+    run_experiment(experiment, tmp_path / "run")
+    record = runs.read_records(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert record["reference_nll_nats"] is None
+    assert record["golden_nats"] > 0
+    assert summary_of(tmp_path / "run")["task"] == str(text)

@@ -88,14 +88,39 @@ def bases(
     from assay.runs import read_json
 
     chosen = names or tuple(BASES)
-    cards = {name: read_json(base_path(name) / "card.json") for name in chosen}
     if action == "build":
         from assay.pretraining import build_bases
 
         build_bases(chosen, out, print)
         return
-    for name, card in cards.items():
-        print(f"{name:20} {_card_line(card)}")
+    for name in chosen:
+        print(f"{name:26} {_card_line(read_json(base_path(name) / 'card.json'))}")
+
+
+def tasks(
+    action: Positional[Literal["list", "check", "fetch"]] = "list",
+    target: Positional[str | None] = None,
+    template: str | None = None,
+) -> None:
+    """List the tasks, check a file of your own prompts for leaks between its splits, or fetch a task beforehand.
+
+    Args:
+        action: "check" reports on a file, "fetch" brings a task into the cache, for machines without network.
+        target: A .jsonl or .parquet file to check, or the name of a task to fetch.
+        template: How a row of the file becomes a prompt: its columns in braces; "{prompt}" by default.
+    """
+    from assay.data.tasks import describe_tasks, fetch_corpus, get_task
+    from assay.data.user_text import leakage_report
+
+    if action == "list":
+        print("\n".join([*describe_tasks(), "or the path of a .jsonl or .parquet file: assay tasks check FILE"]))
+        return
+    if target is None:
+        raise AssayError(f"assay tasks {action} needs " + ("a file" if action == "check" else "the name of a task"))
+    if action == "check":
+        print("\n".join(leakage_report(Path(target), template).lines()))
+    else:
+        print(fetch_corpus(get_task(target)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         else:
-            commands = {f.__name__: f for f in (quickstart, run, report, recipes, bases)}
+            commands = {f.__name__: f for f in (quickstart, run, report, recipes, bases, tasks)}
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
         sys.exit(_fail(f"assay: {error}", 2))
@@ -142,7 +167,3 @@ def _card_line(card: dict[str, object]) -> str:
 def _fail(message: str, code: int) -> int:
     print(message, file=sys.stderr)
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +23,14 @@ from assay.types import Writer
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is asked and answered. A response ends with the end-of-sequence token or at its token limit."""
+    """What is asked and answered. A response ends with the end-of-sequence token or at its token limit.
+
+    ``name`` is a task from ``assay tasks``, or the path of a .jsonl or .parquet file with a column ``prompt``.
+    ``template`` shows columns in braces, as in "{prompt} =": None keeps a named task's own, and "{prompt}" for a file.
+    """
 
     name: str = "define"
+    template: str | None = None
     max_prompt_tokens: int = 16
     max_response_tokens: int = 24
 
@@ -167,12 +173,35 @@ def load(path: Path) -> Experiment:
     """
     import yaml
 
+    class StrictLoader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"field {key.value!r} is there twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+        def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(
+                    problem="aliases are not supported", problem_mark=self.peek_event().start_mark
+                )
+            return super().compose_node(parent, index)
+
+    if path.exists() and not path.is_file():
+        raise AssayError(f"cannot read config {str(path)!r}: it is not a file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)  # a SafeLoader
     except OSError as error:
         raise AssayError(f"cannot read config {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise AssayError(f"config {str(path)!r} is not valid{where}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:  # of yaml's constructors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AssayError(f"config {str(path)!r} is neither YAML nor JSON: {reason}") from error
     if not isinstance(values, dict):
         raise AssayError(f"config {str(path)!r} must hold fields and values, such as 'seed: 1'")
@@ -281,10 +310,39 @@ def validate(experiment: Experiment) -> None:
         raise AssayError(f"{training.num_micro_batches} micro-batches of {training.batch_size} sequences: lower them")
     if not all(0 <= beta < 1 for beta in training.betas):
         raise AssayError(f"config field '{_TRAINING}betas' is {training.betas}: both must be at least 0 and below 1")
+    if not all(map(math.isfinite, training.divergence_parameters.values())):
+        raise AssayError(f"config field '{_TRAINING}divergence_parameters' must be finite")
     if not probe.num_shown <= probe.num_monitored <= probe.num_prompts:
         raise AssayError("the probe needs num_shown <= num_monitored <= num_prompts: each is a part of the next")
+    if experiment.task.template is not None:
+        template_columns(experiment.task.template)
     _check_name("recipe", experiment.recipe)
     _check_arms(experiment.arms)
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns that a template shows, in its order.
+
+    Raises AssayError unless each is a plain name in braces: no attributes, indexes, conversions or format codes, so
+    that filling a template can do nothing but insert text.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise AssayError(f"template {template!r} cannot be read: {error} (write {{{{ and }}}} for braces)") from error
+    columns: list[str] = []
+    for _, name, code, conversion in parts:
+        if name is None:
+            continue
+        if not re.fullmatch(r"[^\W\d]\w*", name) or code or conversion:
+            field = name + (f"!{conversion}" if conversion else "") + (f":{code}" if code else "")
+            raise AssayError(
+                f"template {template!r} holds {{{field}}}: show columns by their plain names, as {{prompt}}"
+            )
+        columns.append(name)
+    if not columns:
+        raise AssayError(f"template {template!r} shows no column: all prompts would be the same; write {{prompt}}")
+    return columns
 
 
 def _check_arms(arms: tuple[ArmConfig, ...]) -> None:

@@ -155,7 +155,10 @@ class Probe:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
         started = time.perf_counter()
         per_prompt: list[PerPrompt] = []
-        means: dict[str, float | None] = {}
+        # a task without references has no value, which is not 0 and not a missing column
+        means: dict[str, float | None] = dict.fromkeys(
+            f"reference_nll_{u}" for u in ("nats", "stderr", "nats_per_token")
+        )
         for frozen in self.sets:
             values, entropy = frozen.against(student)
             per_prompt.append(values)

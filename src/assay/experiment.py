@@ -46,9 +46,11 @@ def run_experiment(experiment: Experiment, folder: Path, listener: Listener = la
     runs.prepare_folder(folder)
     with runs.locked(folder):
         manifest = provenance.open_manifest(experiment, folder)
-        if manifest["status"] != "finished":
+        results = all((folder / name).exists() for name in _RESULTS)
+        parts = (folder / "stage1").exists() and len(_finished(experiment, folder)) == len(experiment.arms)
+        if manifest["status"] != "finished" or not (results or parts):
             _run_stages(experiment, folder, manifest, listener)
-        elif not all((folder / name).exists() for name in _RESULTS):
+        elif not results:
             _write_results(experiment, folder, manifest["wall_seconds"])
     return folder / "report.html"
 
@@ -91,10 +93,14 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
 
 def _write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> None:
     """The run's own files from those of the arms that are finished."""
-    finished = [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
+    finished = _finished(experiment, folder)
     merge_arms(folder, finished)
     write_summary(folder, experiment, finished, wall_seconds)
     write_report([folder], folder)
+
+
+def _finished(experiment: Experiment, folder: Path) -> list[str]:
+    return [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
 
 
 class _Workers:
@@ -123,22 +129,36 @@ class _Workers:
             process.join()
 
     def run(self, jobs: Sequence[tuple[Any, ...]], after_each: Callable[[], None] = lambda: None) -> list[Any]:
-        """Runs ``(stage function, *arguments)`` jobs and returns their results in order; the first error ends it."""
-        futures = [self._pool.submit(_run_job, self._experiment, self._folder, *job) for job in jobs]
-        waiting: set[Future[Any]] = set(futures)
+        """Runs ``(stage function, *arguments)`` jobs and returns their results in order.
+
+        An error of one job, or of ``after_each``, is raised once the other jobs are done: it costs them nothing.
+        """
+        # Blocked for the workers too, which inherit it: one that is still starting does not ignore Ctrl-C yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                self._pass_on_messages()
-                for future in done:
-                    future.result()
+            futures = [self._pool.submit(_run_job, self._experiment, self._folder, *job) for job in jobs]
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        waiting: set[Future[Any]] = set(futures)
+        failures: list[AssayError] = []
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            self._pass_on_messages()
+            if any(future.exception() is None for future in done):
+                try:
                     after_each()
+                except AssayError as error:
+                    failures.append(error)
+        try:
+            results = [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise AssayError(
-                "a worker process was killed from outside (out of memory?): lower the batch size or free memory; "
-                "the same command resumes"
+                "a worker process ended without an answer: killed from outside (out of memory? lower the batch size; "
+                "the same command resumes), or started by a script without `if __name__ == '__main__'`"
             ) from error
-        return [future.result() for future in futures]
+        for failure in failures[-1:]:
+            raise failure
+        return results
 
     def _pass_on_messages(self) -> None:
         while True:
@@ -172,4 +192,9 @@ def _die_with_parent() -> None:
 def _run_job(experiment: Experiment, folder: Path, stage: str, *arguments: Any) -> Any:
     from assay import stages
 
-    return getattr(stages, stage)(experiment, folder, *arguments, report=_messages.put)
+    try:
+        return getattr(stages, stage)(experiment, folder, *arguments, report=_messages.put)
+    except AssayError as error:
+        if stage == "run_arm":
+            raise AssayError(f"arm {arguments[0]!r}: {error}") from error
+        raise

@@ -14,7 +14,15 @@ from assay import runs
 from assay.config import Experiment, config_hash, to_dict
 from assay.errors import AssayError
 
-_KEYS = {"config", "config_hash", "status", "assay_version", "digests", "stage_seconds", "wall_seconds"}
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "config_hash": str,
+    "status": str,
+    "assay_version": str,
+    "digests": dict,
+    "stage_seconds": dict,
+    "wall_seconds": (int, float),
+}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
@@ -32,8 +40,14 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
         runs.write_json(path, manifest)
         return manifest
     manifest = runs.read_json(path)
-    if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
+    whole = isinstance(manifest, dict) and manifest.keys() >= _KINDS.keys()
+    if not whole or not all(isinstance(manifest[key], kind) for key, kind in _KINDS.items()):
         raise AssayError(f"{str(path)!r} is not the manifest of a run: choose another folder with --out")
+    if manifest["status"] != "finished" and not manifest["digests"] and not (folder / "stage1").exists():
+        # Nothing was computed: that run was refused, for a model or a name that only its first stage looks up.
+        manifest = _new_manifest(experiment)
+        runs.write_json(path, manifest)
+        return manifest
     if manifest["config_hash"] != config_hash(experiment):
         raise AssayError(
             f"{str(folder)!r} holds a run of another config ({', '.join(_differences(manifest, experiment))}): "

@@ -84,6 +84,8 @@ def summarise_arm(probe: pa.Table, arm: str, seed: int, records: Sequence[dict[s
     steps_S, golden_SP = per_prompt(probe, arm, "golden")
     _, proxy_SP = per_prompt(probe, arm, "proxy")
     verdict = judge(steps_S, golden_SP, proxy_SP)
+    if not records:
+        raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
     last = records[-1]
     return {
         "source": arm,

@@ -33,10 +33,11 @@ def locked(folder: Path) -> Iterator[None]:
     with readable_errors(folder, "write in"):
         file = (folder / LOCK).open("a")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AssayError(f"another process is working in {str(folder)!r}: wait for it, or use --out") from error
+        with readable_errors(folder, "lock"):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AssayError(f"another process is working in {str(folder)!r}: wait for it, or use --out") from error
         yield
 
 
@@ -93,10 +94,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file; AssayError when it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -134,9 +139,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
-        raise AssayError(f"{str(path)!r} holds a line that is not JSON ({error})") from error
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not all(isinstance(record, dict) for record in records):
+        raise damaged(path, ValueError("a line is no record"))
+    return records
 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

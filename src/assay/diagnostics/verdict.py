@@ -384,12 +384,15 @@ def _too_few(golden_SP: Floats) -> str:
 
 
 def _checked(steps_S: ArrayLike, **tables_SP: ArrayLike) -> tuple[Indices, list[Floats]]:
-    steps = np.asarray(steps_S)
+    try:
+        steps = np.asarray(steps_S)
+        tables = [np.asarray(values, dtype=np.float64) for values in tables_SP.values()]
+    except (TypeError, ValueError) as error:
+        raise AssayError(f"steps, {', '.join(tables_SP)} must be tables of numbers with rows of one length") from error
     if steps.ndim != 1 or steps.size == 0 or not np.issubdtype(steps.dtype, np.integer):
         raise AssayError("the steps must be a list of whole numbers, one for each evaluation")
-    if (np.diff(steps) <= 0).any():
+    if (steps[1:] <= steps[:-1]).any():  # not np.diff: unsigned differences are never negative
         raise AssayError("the steps must increase: sort the evaluations and keep one for each step")
-    tables = [np.asarray(values, dtype=np.float64) for values in tables_SP.values()]
     shapes = [values.shape for values in tables]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] != len(steps) or shapes[0][1] == 0:
         raise AssayError(

@@ -22,7 +22,7 @@ TOO_LARGE = 2.0**63
 """No number of a run comes near; beyond it, columns of integers and axes of figures overflow."""
 MAX_DEPTH = 50
 """Of JSON. What is nested deeper was not written by assay, and could not be printed."""
-_REPAIR = "delete it and run the same command again"
+_REPAIR = "delete it (manifest.json: the whole run folder) and repeat the command that made the run"
 
 _TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
 _MAYBE = (int, float, type(None))

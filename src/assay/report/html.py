@@ -291,9 +291,11 @@ def recipe_command(manifest: Row) -> str:
 def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:
     # Before the first file is written: half a report beside half of an old one is worse than none.
     for path in files:
-        if path.is_dir():
+        with runs.readable_errors(path, "write"):  # a path that is too long, or may not be looked at
+            is_folder, in_file = path.is_dir(), path.parent.exists() and not path.parent.is_dir()
+        if is_folder:
             raise AssayError(f"cannot write {str(path)!r}: it is a folder; move it away or choose another --out")
-        if path.parent.exists() and not path.parent.is_dir():
+        if in_file:
             raise AssayError(f"cannot write in {str(path.parent)!r}: it is not a folder; choose another --out")
 
 

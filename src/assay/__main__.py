@@ -1,0 +1,20 @@
+"""The ``assay`` command. Nothing else is imported until a Ctrl-C is understood."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of the ``assay`` command."""
+    try:
+        from assay.cli import main as command
+
+        command()
+    except KeyboardInterrupt:
+        print("assay: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
