@@ -341,3 +341,40 @@ def test_a_users_own_text_without_references_runs_to_its_report(tmp_path: Path) 
     assert record["reference_nll_nats"] is None
     assert record["golden_nats"] > 0
     assert summary_of(tmp_path / "run")["task"] == str(text)
+
+
+def test_an_encoder_decoder_world_runs_to_its_report_and_resumes_nothing_when_finished(tmp_path: Path) -> None:
+    experiment = small("translate_seq2seq", num_steps=8)
+    page = run_experiment(experiment, tmp_path)
+    summary = summary_of(tmp_path)
+    assert summary["task"] == "translate"
+    assert [arm["source"] for arm in summary["arms"]] == ARMS
+    assert all(arm["train_proxy"]["final"] > 0 for arm in summary["arms"])
+    before = page.stat().st_mtime_ns
+    assert run_experiment(experiment, tmp_path).stat().st_mtime_ns == before
+
+
+def test_the_dials_of_a_world_act_as_their_names_say(tmp_path: Path) -> None:
+    """A larger teacher is nearer to the oracle, a larger student starts nearer; no passes of SFT leave a base alone."""
+
+    def references(name: str, **models: str) -> dict[str, float]:
+        experiment = dataclasses.replace(small(num_steps=4), arms=small().arms[:1])
+        stage_one = dataclasses.replace(experiment.stage_one, teacher_epochs=0.0, student_epochs=0.0)
+        changed = dataclasses.replace(experiment.models, **models)
+        run_experiment(dataclasses.replace(experiment, models=changed, stage_one=stage_one), tmp_path / name)
+        digests = json.loads((tmp_path / name / "manifest.json").read_text())["digests"]
+        assert digests["teacher_after_sft"] == digests["teacher"]
+        assert digests["student_after_sft"] == digests["student"]
+        return summary_of(tmp_path / name)["references"]
+
+    plain = references("plain")
+    large = references("large", student="define-teacher")
+    small_teacher = references("small_teacher", teacher="define-student")
+    assert large["golden_at_start"] < plain["golden_at_start"] - 1
+    assert large["d_oracle_teacher"] == plain["d_oracle_teacher"] < small_teacher["d_oracle_teacher"] - 1
+
+
+def test_held_out_prompts_that_shortening_turns_into_training_prompts_are_refused(tmp_path: Path) -> None:
+    experiment = dataclasses.replace(small(), task=TaskConfig(template="{part_of_speech}:"))
+    with pytest.raises(AssayError, match=r"64 held-out prompts are, shortened, also prompts to train on"):
+        run_experiment(experiment, tmp_path)

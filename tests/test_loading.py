@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from assay.data.tasks import get_task, load_prompts
 from assay.errors import AssayError
 from assay.models.bases import base_path
 from assay.models.loading import (
@@ -17,12 +20,13 @@ from assay.models.loading import (
     check_fits,
     check_same_tokenizer,
     check_same_vocabulary,
+    load_framing,
     load_model,
     load_tokenizer,
     random_model,
 )
 from assay.training import save_model
-from assay.types import Batch
+from assay.types import Batch, Framing
 from tiny_models import bart, gpt2, llama, t5
 
 
@@ -142,3 +146,53 @@ def test_a_saved_model_of_either_family_is_the_same_model_when_it_is_loaded(make
     assert type(read) is type(model)
     assert torch.equal(read.log_probs(batch), model.log_probs(batch))
     assert read.digest == model.digest
+
+
+def framed(tmp_path: Path, family: str, single: str | None) -> tuple[str, PreTrainedTokenizerFast]:
+    """A checkpoint whose tokenizer puts special tokens around text, as those of T5, BART and Llama do."""
+    tokenizer = load_tokenizer("define-oracle")
+    tokenizer.add_special_tokens({"cls_token": "<s>"})
+    if single is not None:
+        ids = [("<s>", tokenizer.convert_tokens_to_ids("<s>")), ("<|endoftext|>", 0)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+    save_model(t5(0) if family == "seq2seq" else gpt2(0), tmp_path / family)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return str(tmp_path / family), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("family", "single", "expected"),
+    [
+        ("causal", None, Framing()),
+        ("causal", "<s> $A", Framing(before=(512,))),  # as Llama
+        ("causal", "<s> $A <|endoftext|>", Framing(before=(512,))),  # a prompt must not end the sequence
+        ("seq2seq", None, Framing()),
+        ("seq2seq", "$A <|endoftext|>", Framing(after=(0,))),  # as T5
+        ("seq2seq", "<s> $A <|endoftext|>", Framing((512,), (0,), (512,))),  # as BART
+    ],
+)
+def test_prompts_and_references_carry_the_special_tokens_that_their_family_expects(
+    tmp_path: Path, family: str, single: str | None, expected: Framing
+) -> None:
+    name, tokenizer = framed(tmp_path, family, single)
+    framing = load_framing(name, tokenizer)
+    assert framing == expected
+    plain = load_prompts(get_task("define"), "oracle", tokenizer, 12, 24, num_prompts=20)
+    room = len(expected.before) + len(expected.after)
+    prompts = load_prompts(get_task("define"), "oracle", tokenizer, 12 + room, 24, num_prompts=20, framing=framing)
+    for prompt, bare in zip(prompts, plain, strict=True):
+        assert prompt.token_ids == (*expected.before, *bare.token_ids, *expected.after)
+        assert prompt.reference_ids == ((*expected.before_reference, *bare.reference_ids)[:24])
+
+
+def test_what_looks_like_a_special_token_in_a_text_is_text(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"say <|endoftext|> {i}", "reference": f"the word <|pad|> {i} <|endoftext|> more"} for i in range(60)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = load_tokenizer("define-oracle")
+    for prompt in load_prompts(get_task(str(path)), "oracle", tokenizer, 60, 60):
+        assert not {0, 1} & {*prompt.token_ids, *prompt.reference_ids[:-1]}
+        assert prompt.reference_ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(prompt.token_ids) == prompt.text

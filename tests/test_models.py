@@ -10,6 +10,7 @@ import torch
 from transformers import BartConfig, BartForCausalLM
 
 from assay.errors import AssayError
+from assay.models import cached
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
 from assay.models.exact import HiddenMarkovModel, MarkovChain
@@ -63,6 +64,20 @@ def test_head_of_hidden_is_log_probs(model: LanguageModel) -> None:
     hidden_NH = model.hidden(batch)
     assert torch.allclose(model.head(hidden_NH), model.log_probs(batch), atol=1e-5)
     assert torch.allclose(model.head(hidden_NH[2:4]), model.log_probs(batch)[2:4], atol=1e-5)
+
+
+@pytest.mark.parametrize("dense_limit", [0, 4096])
+def test_what_is_cached_of_a_model_is_what_it_says(
+    model: LanguageModel, dense_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways of keeping it: log-probabilities, and hidden states that the head expands later."""
+    monkeypatch.setattr(cached, "DENSE_VOCABULARY_LIMIT", dense_limit)
+    stored = cached.CachedLogProbs(model)
+    assert stored.dense == (dense_limit > 0)
+    batch = Batch(PROMPTS, RESPONSES)
+    kept = stored.compute(batch)
+    assert torch.allclose(stored.expand(kept), model.log_probs(batch), atol=2e-5)
+    assert torch.allclose(stored.expand(kept[2:]), model.log_probs(batch[2:4]), atol=2e-5)
 
 
 def test_a_prefix_is_scored_alike_whatever_follows(model: LanguageModel) -> None:

@@ -80,7 +80,7 @@ def bases(
     """List the embedded bases, or build them again from the *base* split (resumable).
 
     Args:
-        action: "build" trains them again: about a quarter of an hour for all on one idle core.
+        action: "build" trains them again: well over an hour for all of them on one idle core.
         names: Which ones; all by default.
         out: Where built bases go; copy them over src/assay/models/embedded to ship them.
     """

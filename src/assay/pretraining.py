@@ -9,7 +9,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from assay import runs
 from assay.config import SourceConfig, TrainingConfig
@@ -48,19 +54,24 @@ def new_model(base: bases.Base) -> PretrainedModel:
     torch.manual_seed(base.seed)
     vocab_size, num_heads = bases.TEXTS[base.task].vocab_size, base.hidden_size // bases.HEAD_SIZE
     if base.family == "seq2seq":
-        config = T5Config(
+        config = MBartConfig(
             vocab_size=vocab_size,
             d_model=base.hidden_size,
-            d_kv=bases.HEAD_SIZE,
-            d_ff=4 * base.hidden_size,
-            num_layers=base.num_layers,
-            num_heads=num_heads,
-            dropout_rate=0.0,
+            encoder_layers=base.num_layers,
+            decoder_layers=base.num_layers,
+            encoder_attention_heads=num_heads,
+            decoder_attention_heads=num_heads,
+            encoder_ffn_dim=4 * base.hidden_size,
+            decoder_ffn_dim=4 * base.hidden_size,
+            max_position_embeddings=bases.MAX_CONTEXT_TOKENS,
+            dropout=0.0,
+            bos_token_id=0,
             eos_token_id=0,
             pad_token_id=1,
+            forced_eos_token_id=None,
         )
-        config.decoder_start_token_id = 1
-        return Seq2SeqModel(T5ForConditionalGeneration(config), base.name)
+        config.decoder_start_token_id = 0
+        return Seq2SeqModel(MBartForConditionalGeneration(config), base.name)
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=bases.MAX_CONTEXT_TOKENS,

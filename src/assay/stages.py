@@ -25,6 +25,7 @@ from assay.models.loading import (
     check_fits,
     check_same_tokenizer,
     check_same_vocabulary,
+    load_framing,
     load_model,
     load_tokenizer,
     random_model,
@@ -44,6 +45,7 @@ class Workspace:
         self.experiment = experiment
         self.folder = folder
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(experiment.models.oracle)
+        self.framing = load_framing(experiment.models.oracle, self.tokenizer)
 
     @property
     def stage_one(self) -> Path:
@@ -67,6 +69,7 @@ class Workspace:
             task.max_response_tokens,
             num_prompts,
             self.experiment.seed,
+            self.framing,
         )
 
     def held_out(self) -> list[Prompt]:
@@ -104,11 +107,24 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
-    work.prompts("oracle", experiment.stage_one.num_oracle_prompts)
-    work.prompts("distillation", experiment.distillation.num_prompts)
-    work.held_out()
+    _check_leaks(
+        work.held_out(),
+        work.prompts("oracle", experiment.stage_one.num_oracle_prompts),
+        work.prompts("distillation", experiment.distillation.num_prompts),
+    )
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
     return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
+
+
+def _check_leaks(held_out: Sequence[Prompt], *others: Sequence[Prompt]) -> None:
+    """Splits are made on whole texts: two of them may become one prompt when they are shortened."""
+    seen = {prompt.token_ids for prompts in others for prompt in prompts}
+    alike = [prompt for prompt in held_out if prompt.token_ids in seen]
+    if alike:
+        raise AssayError(
+            f"{len(alike)} held-out prompts are, shortened, also prompts to train on (such as {alike[0].text!r}): "
+            "raise task.max_prompt_tokens"
+        )
 
 
 def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num_shards: int, report: Report) -> None:

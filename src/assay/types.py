@@ -29,6 +29,15 @@ Writer = Literal["dataset", "oracle", "teacher", "student"]
 
 
 @dataclass(frozen=True)
+class Framing:
+    """The special tokens that a model expects before and after its prompt, and before a reference."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    before_reference: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One prompt of a task, with its human reference if there is one (``reference_ids`` are cut to the limit)."""
 

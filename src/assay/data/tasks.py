@@ -30,11 +30,12 @@ from assay.data.hub import HUB, fetch_hub
 from assay.data.splitting import SHARES, SPLITS, Split
 from assay.data.user_text import is_user_file, read_split
 from assay.errors import AssayError, unknown_name
-from assay.types import Prompt
+from assay.types import Framing, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NO_FRAMING = Framing()
 WITHOUT_BASE: tuple[Split, ...] = tuple(SHARES)
 
 Fetch = Callable[[], tuple[list[dict[str, str]], dict[str, Any]]]
@@ -135,11 +136,13 @@ def load_prompts(
     max_response_tokens: int,
     num_prompts: int | None = None,
     seed: int = 0,
+    framing: Framing = NO_FRAMING,
 ) -> list[Prompt]:
     """``num_prompts`` prompts of a split, in an order drawn with ``seed`` (all of them when None).
 
     A larger ``num_prompts`` with the same seed keeps the smaller selection as its beginning. References are
-    tokenised with the end-of-sequence token and cut at ``max_response_tokens``.
+    tokenised with the end-of-sequence token and cut at ``max_response_tokens``. ``framing`` holds the special tokens
+    around them, which count as tokens; what looks like a special token in the text itself is text.
     Raises AssayError when the split holds fewer prompts than asked for, or the task has no such split.
     """
     if split not in task.splits:
@@ -153,7 +156,7 @@ def load_prompts(
     for i in row_ids:
         if len(prompts) == num_prompts:
             break
-        prompt = _to_prompt(task, int(i), rows[i], tokenizer, max_prompt_tokens, max_response_tokens)
+        prompt = _to_prompt(task, int(i), rows[i], tokenizer, max_prompt_tokens, max_response_tokens, framing)
         if prompt is not None:
             prompts.append(prompt)
     if num_prompts is not None and len(prompts) < num_prompts:
@@ -208,6 +211,8 @@ def fetch_corpus(task: Task) -> Path:
         return path
     print(f"assay: fetching task {task.name!r} once, into {path}", file=sys.stderr, flush=True)
     rows, facts = task.fetch()
+    if not rows:
+        raise AssayError(f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept")
     runs.write_table(path, pa.Table.from_pylist(rows))
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     splits = {split: sum(row["split"] == split for row in rows) for split in task.splits}
@@ -226,7 +231,7 @@ def describe_tasks() -> list[str]:
     """A line for every named task: what ships, and what is fetched (and whether it already is)."""
     lines = []
     for task in TASKS.values():
-        here = "is here" if _corpus_path(task).exists() else "is not here yet"
+        here = "is here" if _corpus_path(task).exists() and _facts_path(task).exists() else "is not here yet"
         origin = "ships" if task.fetch is None else f"fetched; {here}"
         lines.append(f"{task.name:21} {origin:26} {task.template!r} -> {task.reference}; licence: {task.licence}")
     return lines
@@ -271,21 +276,23 @@ def _to_prompt(
     tokenizer: PreTrainedTokenizerBase,
     max_prompt_tokens: int,
     max_response_tokens: int,
+    framing: Framing,
 ) -> Prompt | None:
     num_items = 1
     if task.shrinkable is not None and task.shrinkable in template_columns(task.template):
         num_items = row[task.shrinkable].count(task.separator) + 1
-    fitting = _longest_fit(task, row, tokenizer, max_prompt_tokens, num_items)
+    room = max_prompt_tokens - len(framing.before) - len(framing.after)
+    fitting = _longest_fit(task, row, tokenizer, room, num_items)
     if fitting is None:
         return None
     text, token_ids = fitting
     reference, reference_ids = row[task.reference], []
     if reference is not None:
-        reference_ids = tokenizer.encode(f" {reference}{tokenizer.eos_token}", add_special_tokens=False)
+        reference_ids = [*framing.before_reference, *_encode(tokenizer, f" {reference}"), tokenizer.eos_token_id]
     return Prompt(
         id=row["id"] if task.own else f"{task.name}-{index:06d}",
         text=text,
-        token_ids=tuple(token_ids),
+        token_ids=(*framing.before, *token_ids, *framing.after),
         reference=reference,
         reference_ids=tuple(reference_ids[:max_response_tokens]),
     )
@@ -300,10 +307,15 @@ def _longest_fit(
     tried = most  # mostly all of them fit
     while fewest <= most:
         text = prompt_text(task, row, tried)
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        token_ids = _encode(tokenizer, text)
         if len(token_ids) <= max_prompt_tokens:
             best, fewest = (text, token_ids), tried + 1
         else:
             most = tried - 1
         tried = (fewest + most + 1) // 2
     return best
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Text is text: what looks like a special token is spelt out."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

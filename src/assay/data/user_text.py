@@ -25,6 +25,8 @@ RESERVED = ("reference", "split")
 """Columns that a template may not show: the answer, and what assay itself decides."""
 SHOWN_PROBLEMS = 3
 SHOWN_EXAMPLES = 5
+MAX_TEXT_BYTES = 2_000_000_000
+"""Of a parquet file once it is unpacked; a few kilobytes can hold more than any memory."""
 
 
 def is_user_file(name: str) -> bool:
@@ -169,8 +171,8 @@ def read_rows(path: Path) -> list[UserRow]:
         found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except pa.ArrowException as error:
-        raise AssayError(f"{str(path)!r} is not a parquet file: {str(error).splitlines()[0]}") from error
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
+        raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
     if not found:
         raise AssayError(f"{str(path)!r} holds no rows")
     problems: list[tuple[int, str]] = []
@@ -216,7 +218,16 @@ def _no_constant(name: str) -> NoReturn:
 
 def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     with path.open("rb") as file:
-        table = pq.ParquetFile(file).read()
+        parquet = pq.ParquetFile(file)
+        batches, size = [], 0
+        for batch in parquet.iter_batches(batch_size=1024):
+            plain = pa.RecordBatch.from_arrays([_plain(column) for column in batch.columns], names=batch.schema.names)
+            batches.append(plain)
+            size += plain.nbytes
+            if size > MAX_TEXT_BYTES:
+                raise AssayError(f"{str(path)!r} unpacks to more than {MAX_TEXT_BYTES:,} bytes: give a part of it")
+        names = parquet.schema_arrow.names
+        table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
     if "prompt" not in table.column_names:
         raise AssayError(f"{str(path)!r} has no column 'prompt': it has {', '.join(table.column_names) or 'none'}")
     if len(set(table.column_names)) < len(table.column_names):
@@ -225,8 +236,15 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
         yield row, None
 
 
+def _plain(column: pa.Array) -> pa.Array:
+    """A column whose size is that of its values: a dictionary may repeat one long text a million times."""
+    return column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+
+
 def _problem(row: dict[str, Any]) -> str | None:
     """What makes a row useless, or None."""
+    if not all(map(_is_unicode, row)):
+        return "has a column whose name holds half of a surrogate pair"
     if row.get("prompt") is None:
         return "has no 'prompt'"
     for column in ("prompt", "reference"):
@@ -268,7 +286,7 @@ def _prompts(path: Path, rows: Sequence[UserRow], template: str) -> list[dict[st
         if not (isinstance(row.columns.get(column), str) and _is_unicode(row.columns[column]))
     ]
     _refuse(path, problems, len(rows))
-    return [
+    prompts = [
         {
             "id": row.id,
             "prompt_text": template.format(**{column: row.columns[column] for column in columns}),
@@ -279,6 +297,9 @@ def _prompts(path: Path, rows: Sequence[UserRow], template: str) -> list[dict[st
         }
         for row in rows
     ]
+    empty = [(prompt["line"], "gives an empty prompt") for prompt in prompts if not prompt["prompt_text"].strip()]
+    _refuse(path, empty, len(rows))
+    return prompts
 
 
 def _kind(value: object) -> str:

@@ -36,8 +36,8 @@ TEXTS: dict[str, Text] = {
 class Base:
     """How an embedded base is made: a model of this size, trained on the *base* split for so many passes.
 
-    "causal" is a GPT-2 of ``num_layers`` layers; "seq2seq" a T5 with ``num_layers`` layers in its encoder and as
-    many in its decoder.
+    "causal" is a GPT-2 of ``num_layers`` layers; "seq2seq" an mBART (a BART that normalises before each layer) with
+    ``num_layers`` layers in its encoder and as many in its decoder.
     """
 
     name: str
@@ -58,7 +58,6 @@ def base_name(task: str, family: Family, role: str) -> str:
 def _bases(task: str, family: Family, epochs: tuple[float, float, float], first_seed: int) -> list[Base]:
     """Oracle, teacher and student: each smaller than the one before."""
     sizes = {"causal": ((3, 128), (3, 96), (2, 64)), "seq2seq": ((2, 128), (2, 96), (1, 64))}[family]
-    learning_rate = {"causal": 2e-3, "seq2seq": 8e-3}[family]  # T5 draws its embeddings 50 times as large
     return [
         Base(
             base_name(task, family, role),
@@ -66,14 +65,24 @@ def _bases(task: str, family: Family, epochs: tuple[float, float, float], first_
             family,
             *size,
             epochs=passes,
-            learning_rate=learning_rate,
+            learning_rate=2e-3,
             seed=first_seed + i,
         )
         for i, (role, size, passes) in enumerate(zip(("oracle", "teacher", "student"), sizes, epochs, strict=True))
     ]
 
 
-BASES: dict[str, Base] = {base.name: base for base in (*_bases("define", "causal", (2.0, 1.5, 1.4), first_seed=1),)}
+BASES: dict[str, Base] = {
+    base.name: base
+    for base in (
+        *_bases("define", "causal", (2.0, 1.5, 1.4), first_seed=1),
+        *_bases("define", "seq2seq", (1.5, 1.1, 1.0), first_seed=11),
+        *_bases("translate", "causal", (4.0, 3.0, 2.8), first_seed=21),
+        *_bases("translate", "seq2seq", (5.0, 4.0, 3.6), first_seed=31),
+        *_bases("summarize", "causal", (6.0, 4.5, 4.2), first_seed=41),
+        *_bases("summarize", "seq2seq", (6.0, 4.5, 4.2), first_seed=51),
+    )
+}
 
 MAX_CONTEXT_TOKENS = 64
 HEAD_SIZE = 32

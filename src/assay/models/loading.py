@@ -25,6 +25,7 @@ from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
 from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
+from assay.types import Framing
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # what matters of a load report becomes an error below
@@ -117,6 +118,28 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:
         raise AssayError(f"{name!r} ships no tokenizer with an end-of-sequence token: responses could not end")
     return tokenizer
+
+
+def load_framing(name: str, tokenizer: PreTrainedTokenizerBase) -> Framing:
+    """The special tokens that the tokenizer of ``name`` puts around text, as far as the model's family wants them.
+
+    Decoder-only models keep what comes before a prompt (a begin-of-sequence token), encoder-decoder models also what
+    closes it and what their references begin with. Raises AssayError when the tokenizer changes the text itself.
+    """
+
+    def around(framed: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        for i in range(len(framed) - len(plain) + 1):
+            if framed[i : i + len(plain)] == plain:
+                return tuple(framed[:i]), tuple(framed[i + len(plain) :])
+        raise AssayError(f"the tokenizer of {name!r} changes text when it adds special tokens: it is not supported")
+
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    before, after = around(tokenizer.encode("a"))
+    adapter, _ = _family(_load_config(name))
+    if not adapter.prompts_are_closed:
+        return Framing(before)
+    before_reference, _ = around(tokenizer(text_target="a")["input_ids"])
+    return Framing(before, after, before_reference)
 
 
 def check_device(device: str) -> None:

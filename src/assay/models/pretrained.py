@@ -40,6 +40,9 @@ class PretrainedModel(ABC):
     masks, or one that looks ahead: its samples would not be its own).
     """
 
+    prompts_are_closed = False
+    """Whether the tokenizer's closing tokens end a prompt; where a response follows in the same row, they must not."""
+
     def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
         eos = module.config.eos_token_id if eos_token_id is None else eos_token_id
         if not isinstance(eos, int):
@@ -164,7 +167,13 @@ class PretrainedModel(ABC):
     def _check_head(self) -> None:
         input_ids = torch.tensor([[1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]])
         with self.evaluating():
-            hidden, expected = self._hidden_and_logits(input_ids.to(self.device))
+            try:
+                hidden, expected = self._hidden_and_logits(input_ids.to(self.device))
+            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise AssayError(
+                    f"model {self.name!r} ({type(self.module).__name__}) cannot be run as its family is: it is not "
+                    "supported"
+                ) from error
             if not expected.isfinite().all():
                 raise AssayError(f"model {self.name!r} gives logits that are not finite: its weights are damaged")
             for scale in self._logit_scales:

@@ -22,6 +22,8 @@ class Seq2SeqModel(PretrainedModel):
     no bound.
     """
 
+    prompts_are_closed = True
+
     def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
         config = module.config
         limit = getattr(config, "max_position_embeddings", None)
@@ -75,7 +77,7 @@ class Seq2SeqModel(PretrainedModel):
     @property
     def _logit_scales(self) -> tuple[float, ...]:
         # T5 divides by the root of its width, T5 1.1, mT5 and BART do not, and no config says so in all versions
-        return (1.0, self.module.config.d_model**-0.5)
+        return (1.0, self._output_embeddings.weight.shape[1] ** -0.5)
 
     def _hidden_and_logits(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         start_B1 = torch.full_like(input_ids_BT[:, :1], self._start_token_id)

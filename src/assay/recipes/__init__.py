@@ -12,9 +12,10 @@ from assay.config import Experiment
 from assay.errors import unknown_name
 from assay.recipes.controls import oracle_as_teacher, random_student
 from assay.recipes.quickstart import quickstart
+from assay.recipes.worlds import WORLDS
 
 RECIPES: dict[str, Callable[[], Experiment]] = {
-    recipe.__name__: recipe for recipe in (quickstart, oracle_as_teacher, random_student)
+    recipe.__name__: recipe for recipe in (quickstart, *WORLDS, oracle_as_teacher, random_student)
 }
 
 

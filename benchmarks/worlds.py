@@ -1,0 +1,203 @@
+"""Where the effect appears: three tasks, two families of models, three seeds each, as one committed table.
+
+    python benchmarks/worlds.py [--runs FOLDER]           # about an hour on two cores; resumable
+    python benchmarks/worlds.py --grid [--runs FOLDER]    # prompts x completions in two worlds; a quarter of an hour
+
+The dials of each world were chosen on seed 100 (docs/log.md). Runs the recipes of recipes/worlds.py as they ship;
+the rows of `quickstart` are those of benchmarks/lab. Writes benchmarks/worlds/<recipe>-seed<n>.json (the runs'
+summaries) and results.md, with --grid grid.csv and grid.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from assay import get_recipe, run_experiment
+from assay.config import Experiment
+from assay.recipes.worlds import WORLDS
+
+OUT = Path(__file__).parent / "worlds"
+RECIPES = ["quickstart", *(world.__name__ for world in WORLDS)]
+SEEDS = range(11, 14)
+GRID_RECIPES = ["quickstart", "translate_seq2seq"]
+GRID_SEED = 11
+GRID_PROMPTS = (64, 256, 1024)
+GRID_COMPLETIONS = (1, 4)
+
+
+def summary_of(recipe: str, seed: int, runs: Path) -> dict[str, Any]:
+    """The run's summary; run now if it is not there. The quickstart's rows are the lab's own (benchmarks/lab.py)."""
+    if recipe == "quickstart":
+        return json.loads((OUT.parent / "lab" / f"quickstart-seed{seed}.json").read_text())
+    folder = run_world(recipe, seed, runs)
+    shutil.copy(folder / "summary.json", OUT / f"{folder.name}.json")
+    summary = json.loads((folder / "summary.json").read_text())
+    print(folder.name, [(arm["source"], arm["verdict"]) for arm in summary["arms"]], flush=True)
+    return summary
+
+
+def run_world(recipe: str, seed: int, runs: Path) -> Path:
+    """The folder of the finished run."""
+    folder = runs / f"{recipe}-seed{seed}"
+    run_experiment(dataclasses.replace(get_recipe(recipe), seed=seed), folder)
+    return folder
+
+
+def world_row(recipe: str, seed: int, summary: dict[str, Any]) -> str:
+    """One row of the table in Markdown."""
+    arms = {arm["source"]: arm for arm in summary["arms"]}
+    offline = arms["offline"]
+    golden, proxy = offline["golden"], offline["proxy"]
+    held = "yes" if proxy["final"] <= 1.05 * proxy["best"] else f"no, {proxy['final'] / proxy['best'] - 1:.0%} above"
+    pairs = {pair["online_arm"]: pair for pair in summary["comparisons"] if pair["arm"] == "offline"}
+    above = [
+        f"{pairs[online]['golden_final_minus_online_nats']:.2f} [{low:.2f}, {high:.2f}]"
+        for online in ("online_teacher", "online_student")
+        for low, high in [pairs[online]["ci95_golden_final_minus_online"]]
+    ]
+    cells = [
+        recipe,
+        get_recipe(recipe).distillation.num_prompts,
+        seed,
+        f"{summary['references']['d_oracle_teacher']:.2f}",
+        offline["verdict"].replace("_", " "),
+        interval(offline["severity_hacking_nats"], offline["ci95_hacking"]),
+        interval(offline["severity_overfitting_nats"], offline["ci95_overfitting"]),
+        f"{golden['initial']:.2f} → {golden['best']:.2f} ({golden['best_step']}) → {golden['final']:.2f}",
+        f"{proxy['initial']:.2f} → {proxy['best']:.2f} → {proxy['final']:.2f}",
+        held,
+        *(arms[online]["verdict"].replace("_", " ") for online in ("online_teacher", "online_student")),
+        *above,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |\n"
+
+
+def interval(value: float | None, bounds: list[float | None]) -> str:
+    """A value with its 95 % interval, or a dash where there is none."""
+    return "–" if value is None else f"{value:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
+def write_table(runs: Path) -> None:
+    """Runs what is missing and writes results.md, row by row, so that it is there before all is done."""
+    head = (
+        "| world | prompts | seed | d(oracle, teacher) | offline | hacking severity [95 %] | overfitting severity "
+        "| offline golden start → best (step) → end | offline proxy | proxy ends within 5 % of its minimum "
+        "| online teacher | online student | offline ends above online teacher | above online student |\n"
+        + "|---" * 14
+        + "|\n"
+    )
+    rows = ""
+    for seed in SEEDS:
+        for recipe in RECIPES:
+            rows += world_row(recipe, seed, summary_of(recipe, seed, runs))
+            ordered = "".join(sorted(rows.splitlines(keepends=True), key=lambda row: RECIPES.index(row.split()[1])))
+            (OUT / "results.md").write_text(
+                "# Where the effect appears\n\nMade by `python benchmarks/worlds.py`. Nats per sequence on 384 "
+                "held-out prompts; intervals are over prompts. The seeds of a world share its bases and its corpus.\n\n"
+                + head
+                + ordered
+            )
+
+
+def grid_cell(recipe: str, num_prompts: int, completions: int, folder: Path) -> dict[str, Any]:
+    """One offline arm of a world with other diversity dials, after the stage 1 that is in ``folder``."""
+    import torch
+
+    from assay import provenance, runs, stages
+    from assay.results import merge_arms, summarise_arm
+
+    torch.set_num_threads(1)
+    cell = folder / f"prompts{num_prompts}-completions{completions}"
+    experiment = grid_experiment(recipe, num_prompts, completions)
+    cell.mkdir(exist_ok=True)
+    provenance.open_manifest(experiment, cell)
+    if not (cell / "stage1").exists():
+        runs.write_atomically(cell / "stage1", lambda temporary: shutil.copytree(folder / "stage1", temporary))
+    stages.run_arm(experiment, cell, "offline", lambda progress: None)
+    merge_arms(cell, ["offline"])
+    probe, records = runs.read_table(cell / "probe.parquet"), runs.read_records(cell / "metrics.jsonl")
+    arm = summarise_arm(probe, "offline", GRID_SEED, records)
+    keys = ("severity_nats", "severity_hacking_nats", "severity_overfitting_nats")
+    bounds = {f"{key}_{end}": arm[name][i] for key, name in zip(keys, CI_NAMES, strict=True) for i, end in ENDS}
+    return {
+        "world": recipe,
+        "num_prompts": num_prompts,
+        "completions_per_prompt": completions,
+        "verdict": arm["verdict"],
+        **{key: arm[key] for key in keys},
+        **bounds,
+        "golden_final": arm["golden"]["final"],
+        "proxy_final": arm["proxy"]["final"],
+    }
+
+
+CI_NAMES = ("ci95", "ci95_hacking", "ci95_overfitting")
+ENDS = ((0, "low"), (1, "high"))
+
+
+def grid_experiment(recipe: str, num_prompts: int, completions: int) -> Experiment:
+    """The world's recipe with an offline arm alone and these diversity dials."""
+    experiment = dataclasses.replace(get_recipe(recipe), seed=GRID_SEED)
+    distillation = dataclasses.replace(
+        experiment.distillation, num_prompts=num_prompts, completions_per_prompt=completions
+    )
+    return dataclasses.replace(experiment, arms=experiment.arms[:1], distillation=distillation)
+
+
+def write_grid(runs: Path) -> None:
+    """Runs the cells of both worlds, one process a core, and writes grid.csv and grid.svg."""
+    jobs = []
+    for recipe in GRID_RECIPES:
+        folder = run_world(recipe, GRID_SEED, runs)  # its stage 1 serves all cells
+        jobs += [(recipe, n, k, folder) for n in GRID_PROMPTS for k in GRID_COMPLETIONS]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        rows = list(pool.map(grid_cell, *zip(*jobs, strict=True)))
+    with (OUT / "grid.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw_grid(rows)
+
+
+def draw_grid(rows: list[dict[str, Any]]) -> None:
+    """Severity over the number of prompts, one line for each number of completions, one panel a world."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, recipe in zip(figure.subplots(1, 2), GRID_RECIPES, strict=True):
+        for completions, colour in zip(GRID_COMPLETIONS, ("#d55e00", "#0072b2"), strict=True):
+            cells = [r for r in rows if r["world"] == recipe and r["completions_per_prompt"] == completions]
+            value = [r["severity_nats"] for r in cells]
+            # a cross-fitted estimate may lie beyond an end of its percentile interval
+            below = [max(0.0, r["severity_nats"] - r["severity_nats_low"]) for r in cells]
+            above = [max(0.0, r["severity_nats_high"] - r["severity_nats"]) for r in cells]
+            axes.errorbar(
+                [r["num_prompts"] for r in cells], value, [below, above], marker="o", capsize=3, color=colour,
+                label=f"{completions} completion{'s' * (completions > 1)} per prompt",
+            )  # fmt: skip
+        axes.set(xscale="log", xlabel="distillation prompts", ylabel="severity, nats per sequence", title=recipe)
+        axes.set_xticks(GRID_PROMPTS, map(str, GRID_PROMPTS))
+        axes.minorticks_off()
+        axes.legend(frameon=False)
+    figure.savefig(OUT / "grid.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/worlds"), help="where the runs go (not committed)")
+    parser.add_argument("--grid", action="store_true", help="prompts x completions in two worlds, instead of the table")
+    arguments = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    write_grid(arguments.runs) if arguments.grid else write_table(arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
