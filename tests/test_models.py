@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import BartConfig, BartForCausalLM
 
 from assay.errors import AssayError
 from assay.models import cached
-from assay.models.bases import BASES, base_path
+from assay.models.bases import BASES, base_path, bases_folder
 from assay.models.causal import CausalModel
 from assay.models.exact import HiddenMarkovModel, MarkovChain
 from assay.models.language_model import LanguageModel
@@ -134,6 +135,15 @@ def test_the_card_of_a_base_is_about_the_weights_that_ship(name: str) -> None:
     assert {key: card[key] for key in ("epochs", "learning_rate", "seed")} == {
         key: getattr(BASES[name], key) for key in ("epochs", "learning_rate", "seed")
     }
+
+
+def test_what_ships_is_small() -> None:
+    def megabytes(folder: Path) -> float:
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+    assert megabytes(bases_folder()) < 25
+    assert megabytes(bases_folder().parents[1] / "data" / "corpora") < 6
+    assert {path.name for path in bases_folder().iterdir()} == set(BASES)
 
 
 def test_equal_digests_mean_equal_weights() -> None:

@@ -90,7 +90,7 @@ def test_unknown_severities_are_dashes(
 @pytest.mark.parametrize("damage", ["{}", "", "[]", '{"schema": "assay.summary/1"}'])
 def test_a_damaged_summary_is_a_sentence(run: Path, damage: str) -> None:
     (run / "summary.json").write_text(damage)
-    with pytest.raises(AssayError, match=r"summary\.json.* delete it and run the same command again$"):
+    with pytest.raises(AssayError, match=r"summary\.json.* repeat the command that made the run$"):
         print_verdicts(run)
 
 

@@ -800,7 +800,7 @@ def test_numbers_that_no_run_has_are_refused(
     text, count = re.subn(rf'"{key}": -?[\d.e-]+', f'"{key}": {number}', small[name].decode())
     assert count
     run = restore(tmp_path / "run", small | {name: text.encode()})
-    with pytest.raises(AssayError, match=rf"'{key}' of .*delete it and run the same command again"):
+    with pytest.raises(AssayError, match=rf"'{key}' of .*repeat the command that made the run"):
         tables.read_run(run)
 
 

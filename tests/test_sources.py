@@ -34,8 +34,10 @@ class CountingModel(CausalModel):
 
 
 def counting(seed: int) -> CountingModel:
-    model = gpt2(seed)
-    return CountingModel(model.module, model.name)
+    plain = gpt2(seed)
+    model = CountingModel(plain.module, plain.name)
+    model.num_scored = 0  # the model was tried once when it was made
+    return model
 
 
 def source(config: SourceConfig, teacher: CausalModel | None = None, **named: object) -> ResponseSource:

@@ -60,7 +60,9 @@ class Workspace:
         """The run's prompts of a split, drawn with the run's seed."""
         task = self.experiment.task
         corpus = get_task(task.name, task.template)
-        provenance.pin_digests(runs.read_json(self.folder / "manifest.json"), {"corpus": corpus_digest(corpus)})
+        manifest = self.folder / "manifest.json"
+        if manifest.exists():  # within a run: its text must not change under it
+            provenance.pin_digests(runs.read_json(manifest), {"corpus": corpus_digest(corpus)})
         return load_prompts(
             corpus,
             split,
