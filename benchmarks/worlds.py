@@ -1,6 +1,7 @@
 """Where the effect appears: three tasks, two families of models, three seeds each, as one committed table.
 
     python benchmarks/worlds.py [--runs FOLDER]           # about an hour on two cores; resumable
+    python benchmarks/worlds.py --finished                # the table of what is finished, nothing run
     python benchmarks/worlds.py --grid [--runs FOLDER]    # prompts x completions in two worlds; a quarter of an hour
 
 The dials of each world were chosen on seed 100 (docs/log.md). Runs the recipes of recipes/worlds.py as they ship;
@@ -85,7 +86,13 @@ def interval(value: float | None, bounds: list[float | None]) -> str:
     return "–" if value is None else f"{value:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
 
 
-def write_table(runs: Path) -> None:
+def is_finished(recipe: str, seed: int, runs: Path) -> bool:
+    """Whether there is a row to write without running anything."""
+    manifest = runs / f"{recipe}-seed{seed}" / "manifest.json"
+    return recipe == "quickstart" or (manifest.exists() and json.loads(manifest.read_text())["status"] == "finished")
+
+
+def write_table(runs: Path, finished_only: bool) -> None:
     """Runs what is missing and writes results.md, row by row, so that it is there before all is done."""
     head = (
         "| world | prompts | seed | d(oracle, teacher) | offline | hacking severity [95 %] | overfitting severity "
@@ -97,6 +104,9 @@ def write_table(runs: Path) -> None:
     rows = ""
     for seed in SEEDS:
         for recipe in RECIPES:
+            if finished_only and not is_finished(recipe, seed, runs):
+                print(f"{recipe}-seed{seed} is not finished: left out", flush=True)
+                continue
             rows += world_row(recipe, seed, summary_of(recipe, seed, runs))
             ordered = "".join(sorted(rows.splitlines(keepends=True), key=lambda row: RECIPES.index(row.split()[1])))
             (OUT / "results.md").write_text(
@@ -194,9 +204,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/worlds"), help="where the runs go (not committed)")
     parser.add_argument("--grid", action="store_true", help="prompts x completions in two worlds, instead of the table")
+    parser.add_argument("--finished", action="store_true", help="the table of what is finished: run nothing")
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
-    write_grid(arguments.runs) if arguments.grid else write_table(arguments.runs)
+    if arguments.grid:
+        write_grid(arguments.runs)
+    else:
+        write_table(arguments.runs, arguments.finished)
 
 
 if __name__ == "__main__":
