@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from corpus_file import write_compactly
+
+from assay.data.splitting import joined_groups
 
 PART_OF_SPEECH = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 SHARES = {"base": 0.50, "oracle": 0.20, "distillation": 0.22, "held_out": 0.08}
@@ -57,21 +59,9 @@ def near_duplicate_keys(row: dict[str, str]) -> list[str]:
 
 def groups_of(rows: list[dict[str, str]]) -> list[list[int]]:
     """Connected components under shared keys, largest first."""
-    parent = list(range(len(rows)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first_with: dict[str, int] = {}
-    for i, row in enumerate(rows):
-        for key in near_duplicate_keys(row):
-            parent[root(i)] = root(first_with.setdefault(key, i))
     members = defaultdict(list)
-    for i in range(len(rows)):
-        members[root(i)].append(i)
+    for i, first in enumerate(joined_groups([near_duplicate_keys(row) for row in rows])):
+        members[first].append(i)
     return sorted(members.values(), key=lambda group: (-len(group), group[0]))
 
 
@@ -103,22 +93,6 @@ def straddlers(rows: list[dict[str, str]], splits: dict[int, str]) -> set[int]:
     }
 
 
-def write_compactly(table: pa.Table, path: Path) -> None:
-    """Parquet with dictionaries only where values repeat, in WordNet's order: neighbours compress together."""
-    repeated = ["part_of_speech", "split"]
-    pq.write_table(
-        table,
-        path,
-        compression="brotli",
-        compression_level=11,
-        row_group_size=len(table),
-        data_page_size=1 << 27,
-        use_dictionary=repeated,
-        column_encoding={"lemmas": "DELTA_LENGTH_BYTE_ARRAY", "gloss": "DELTA_LENGTH_BYTE_ARRAY"},
-        write_statistics=False,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun, data.verb, …")
@@ -133,7 +107,7 @@ def main() -> None:
     kept = sorted(set(range(len(rows))) - straddlers(rows, splits))
     columns = {key: pa.array([rows[i][key] for i in kept]) for key in rows[0]}
     columns["split"] = pa.array([splits[i] for i in kept])
-    write_compactly(pa.table(columns), arguments.out)
+    write_compactly(pa.table(columns), arguments.out, ["part_of_speech", "split"])
     print(f"{arguments.out}: {len(kept)} of {len(rows)} rows, {arguments.out.stat().st_size / 1e6:.2f} MB")
     print({split: sum(splits[i] == split for i in kept) for split in SHARES})
 

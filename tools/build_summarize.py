@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from corpus_file import write_compactly
 
 PYTHON = "3.11.7"
 DISTRIBUTIONS = {
@@ -356,21 +356,6 @@ def copyright_lines(source: Source) -> list[str]:
     return [f"  {line.strip()}" for line in dict.fromkeys(found)] or [f"  Authors: {', '.join(authors) or source.name}"]
 
 
-def write_compactly(table: pa.Table, path: Path) -> None:
-    """Parquet with dictionaries only where values repeat, in the order of modules: neighbours compress together."""
-    pq.write_table(
-        table,
-        path,
-        compression="brotli",
-        compression_level=11,
-        row_group_size=len(table),
-        data_page_size=1 << 27,
-        use_dictionary=["module", "kind", "split"],
-        column_encoding=dict.fromkeys(("name", "body", "summary"), "DELTA_LENGTH_BYTE_ARRAY"),
-        write_statistics=False,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, nargs="+", help="folders of wheels or site-packages")
@@ -388,7 +373,7 @@ def main() -> None:
     kept = [i for i in range(len(rows)) if i not in dropped]
     columns = {key: pa.array([rows[i][key] for i in kept]) for key in ("module", "kind", "name", "body", "summary")}
     columns["split"] = pa.array([splits[i] for i in kept])
-    write_compactly(pa.table(columns), arguments.out)
+    write_compactly(pa.table(columns), arguments.out, ["module", "kind", "split"])
     notice = arguments.out.with_suffix(".LICENSE.txt")
     notice.write_text(licence_file(sources, [rows[i] for i in kept]), encoding="utf-8")
     print(f"{arguments.out}: {len(kept)} of {len(rows)} rows, {arguments.out.stat().st_size / 1e6:.2f} MB")

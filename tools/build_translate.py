@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from corpus_file import write_compactly
 from pysword.modules import SwordModules
 
 ENGLISH, SPANISH = "engWEB2015eb", "spaRV1909eb"
@@ -225,21 +225,6 @@ def alike_elsewhere(rows: list[dict[str, str]]) -> set[int]:
     }
 
 
-def write_compactly(table: pa.Table, path: Path) -> None:
-    """Parquet with dictionaries only where values repeat, in the order of the books: neighbours compress together."""
-    pq.write_table(
-        table,
-        path,
-        compression="brotli",
-        compression_level=11,
-        row_group_size=len(table),
-        data_page_size=1 << 27,
-        use_dictionary=["chapter", "split"],
-        column_encoding={"english": "DELTA_LENGTH_BYTE_ARRAY", "spanish": "DELTA_LENGTH_BYTE_ARRAY"},
-        write_statistics=False,
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sword", type=Path, required=True, help="folder with mods.d and modules of both packages")
@@ -262,7 +247,11 @@ def main() -> None:
     ]
     alike = alike_elsewhere(rows)
     kept = [row for i, row in enumerate(rows) if i not in alike]
-    write_compactly(pa.table({column: pa.array([row[column] for row in kept]) for column in rows[0]}), arguments.out)
+    write_compactly(
+        pa.table({column: pa.array([row[column] for row in kept]) for column in rows[0]}),
+        arguments.out,
+        ["chapter", "split"],
+    )
     print(f"{sum(map(len, verses.values()))} verses, {len(pairs)} pairs, {len(rows)} without duplicates in a split")
     print(f"{arguments.out}: {len(kept)} rows, {arguments.out.stat().st_size / 1e6:.2f} MB")
     print({split: sum(row["split"] == split for row in kept) for split in SHARES})
