@@ -31,12 +31,12 @@ def translate_seq2seq() -> Experiment:
 
 def summarize_causal() -> Experiment:
     """Offline against online on the task `summarize` (docstring to summary line), with decoder-only models."""
-    return _world("summarize", "causal", summarize_causal, num_prompts=128)
+    return _world("summarize", "causal", summarize_causal, num_prompts=96)
 
 
 def summarize_seq2seq() -> Experiment:
     """Offline against online on the task `summarize` (docstring to its first line), with encoder-decoder models."""
-    return _world("summarize", "seq2seq", summarize_seq2seq, num_prompts=128)
+    return _world("summarize", "seq2seq", summarize_seq2seq, num_prompts=96)
 
 
 WORLDS = (define_seq2seq, translate_causal, translate_seq2seq, summarize_causal, summarize_seq2seq)
