@@ -162,8 +162,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def config_hash(config: Any) -> str:
-    """The first 16 hex digits of SHA-256 over the sorted JSON of the config."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+    """The digest of a config; equal for equal configs."""
+    return digest_of(to_dict(config))
+
+
+def digest_of(value: Any) -> str:
+    """The first 16 hex digits of SHA-256 over the sorted JSON of a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def load(path: Path) -> Experiment:

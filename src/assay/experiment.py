@@ -6,20 +6,16 @@ together. The run directory is the only state: the same command on it resumes, o
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import queue
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from assay import provenance, runs
+from assay import provenance, runs, workers
 from assay.config import Experiment, validate
 from assay.errors import AssayError
 from assay.report.html import write_report
@@ -46,12 +42,13 @@ def run_experiment(experiment: Experiment, folder: Path, listener: Listener = la
     runs.prepare_folder(folder)
     with runs.locked(folder):
         manifest = provenance.open_manifest(experiment, folder)
-        results = all((folder / name).exists() for name in _RESULTS)
-        parts = (folder / "stage1").exists() and len(_finished(experiment, folder)) == len(experiment.arms)
-        if manifest["status"] != "finished" or not (results or parts):
+        parts = (folder / "stage1").exists() and len(finished_arms(experiment, folder)) == len(experiment.arms)
+        if is_finished(folder, manifest):
+            pass
+        elif manifest["status"] == "finished" and parts:
+            write_results(experiment, folder, manifest["wall_seconds"])
+        else:
             _run_stages(experiment, folder, manifest, listener)
-        elif not results:
-            _write_results(experiment, folder, manifest["wall_seconds"])
     return folder / "report.html"
 
 
@@ -69,76 +66,69 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
             manifest["wall_seconds"] = seconds_before + time.perf_counter() - started
             runs.write_json(folder / "manifest.json", manifest)
 
-    def write_results() -> None:
-        _write_results(experiment, folder, seconds_before + time.perf_counter() - started)
+    def write_so_far() -> None:
+        write_results(experiment, folder, seconds_before + time.perf_counter() - started)
 
-    with _Workers(experiment, folder, listener) as workers:
+    with _Workers(experiment, folder, listener) as pool:
         with timed("check_models"):
-            provenance.pin_digests(manifest, workers.run([("check_models",)])[0])
+            provenance.pin_digests(manifest, pool.run([("check_models",)])[0])
         with timed("oracle_responses"):
-            workers.run([("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)])
+            pool.run([("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)])
         with timed("sft"):
             roles = ("teacher", "student")
-            digests = workers.run([("fine_tune", role, NUM_SHARDS) for role in roles])
+            digests = pool.run([("fine_tune", role, NUM_SHARDS) for role in roles])
             manifest["digests"] |= {f"{role}_after_sft": digest for role, digest in zip(roles, digests, strict=True)}
         with timed("arms"):
             # longest first, so that no core idles at the end: an offline arm samples only once
             arms = sorted(experiment.arms, key=lambda arm: all(s.refresh_every is None for s in arm.sources))
-            workers.run([("run_arm", arm.name) for arm in arms], after_each=write_results)
+            pool.run([("run_arm", arm.name) for arm in arms], after_each=write_so_far)
     with timed("report"):
-        write_results()
+        write_so_far()
     manifest["status"] = "finished"
     runs.write_json(folder / "manifest.json", manifest)
 
 
-def _write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> None:
+def is_finished(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a run has ended and all its results are there."""
+    return manifest["status"] == "finished" and all((folder / name).exists() for name in _RESULTS)
+
+
+def write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> None:
     """The run's own files from those of the arms that are finished."""
-    finished = _finished(experiment, folder)
+    finished = finished_arms(experiment, folder)
     merge_arms(folder, finished)
     write_summary(folder, experiment, finished, wall_seconds)
     write_report([folder], folder)
 
 
-def _finished(experiment: Experiment, folder: Path) -> list[str]:
+def finished_arms(experiment: Experiment, folder: Path) -> list[str]:
+    """The names of the arms whose last step is on disk."""
     return [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
 
 
 class _Workers:
-    """Worker processes that run stages, one thread and one stage at a time each; killed on the way out."""
+    """Worker processes for the stages of one experiment."""
 
     def __init__(self, experiment: Experiment, folder: Path, listener: Listener) -> None:
         self._experiment, self._folder, self._listener = experiment, folder, listener
-        context = multiprocessing.get_context("spawn")
-        self._messages: Any = context.Queue()
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(
-            max_workers=min(num_cores, max(NUM_SHARDS, len(experiment.arms))),
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(self._messages,),
-        )
+        self._messages = workers.message_queue()
+        most = max(NUM_SHARDS, len(experiment.arms))
+        self._executor = workers.local_executor(min(workers.num_cores(), most), self._messages)
 
     def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()  # every file is written whole or not at all: no moment is a bad one
-            process.join()
+        workers.end(self._executor)
 
     def run(self, jobs: Sequence[tuple[Any, ...]], after_each: Callable[[], None] = lambda: None) -> list[Any]:
         """Runs ``(stage function, *arguments)`` jobs and returns their results in order.
 
         An error of one job, or of ``after_each``, is raised once the other jobs are done: it costs them nothing.
         """
-        # Blocked for the workers too, which inherit it: one that is still starting does not ignore Ctrl-C yet.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            futures = [self._pool.submit(_run_job, self._experiment, self._folder, *job) for job in jobs]
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        futures = [
+            workers.submit(self._executor, workers.run_stage, self._experiment, self._folder, *job) for job in jobs
+        ]
         waiting: set[Future[Any]] = set(futures)
         failures: list[AssayError] = []
         while waiting:
@@ -152,10 +142,7 @@ class _Workers:
         try:
             results = [future.result() for future in futures]
         except BrokenProcessPool as error:
-            raise AssayError(
-                "a worker process ended without an answer: killed from outside (out of memory? lower the batch size; "
-                "the same command resumes), or started by a script without `if __name__ == '__main__'`"
-            ) from error
+            raise AssayError(workers.WORKER_WAS_KILLED) from error
         for failure in failures[-1:]:
             raise failure
         return results
@@ -166,35 +153,3 @@ class _Workers:
                 self._listener(self._messages.get_nowait())
             except queue.Empty:
                 return
-
-
-_messages: Any = None
-
-
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends the workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _die_with_parent() -> None:
-    """A worker that outlived a killed parent would write into a folder that is no longer locked."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_job(experiment: Experiment, folder: Path, stage: str, *arguments: Any) -> Any:
-    from assay import stages
-
-    try:
-        return getattr(stages, stage)(experiment, folder, *arguments, report=_messages.put)
-    except AssayError as error:
-        if stage == "run_arm":
-            raise AssayError(f"arm {arguments[0]!r}: {error}") from error
-        raise

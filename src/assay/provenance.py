@@ -40,8 +40,7 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
         runs.write_json(path, manifest)
         return manifest
     manifest = runs.read_json(path)
-    whole = isinstance(manifest, dict) and manifest.keys() >= _KINDS.keys()
-    if not whole or not all(isinstance(manifest[key], kind) for key, kind in _KINDS.items()):
+    if not is_manifest(manifest):
         raise AssayError(f"{str(path)!r} is not the manifest of a run: choose another folder with --out")
     if manifest["status"] != "finished" and not manifest["digests"] and not (folder / "stage1").exists():
         # Nothing was computed: that run was refused, for a model or a name that only its first stage looks up.
@@ -59,6 +58,12 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
             "version, or choose another folder with --out"
         )
     return manifest
+
+
+def is_manifest(value: Any) -> bool:
+    """Whether a JSON value is the manifest of a run, of any version."""
+    whole = isinstance(value, dict) and value.keys() >= _KINDS.keys()
+    return whole and all(isinstance(value[key], kind) for key, kind in _KINDS.items())
 
 
 def pin_digests(manifest: dict[str, Any], found: dict[str, str]) -> None:

@@ -112,6 +112,69 @@ def _t_central_probability(angle: float, degrees_of_freedom: int) -> float:
     return 2 / math.pi * (angle + math.sin(angle) * first * float(1 + terms.sum()))
 
 
+def t_tail_probability(t: float, degrees_of_freedom: int) -> float:
+    """P(|T| >= |t|) for Student's T with a whole number of degrees of freedom, precise far into the tail too.
+
+    The regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²): by its continued fraction
+    [DLMF 8.17.22], which converges fast where the answer is small, and as 1 - P(|T| <= |t|) elsewhere.
+    """
+    if degrees_of_freedom < 1 or math.isnan(t):
+        raise ValueError(f"no tail probability for t = {t}, {degrees_of_freedom} degrees of freedom")
+    if t * t <= 4:
+        return 1 - _t_central_probability(math.atan(abs(t) / math.sqrt(degrees_of_freedom)), degrees_of_freedom)
+    a, ratio = degrees_of_freedom / 2, t * t / degrees_of_freedom
+    if math.isinf(ratio):
+        return 0.0
+    log_front = math.lgamma(a + 0.5) - math.lgamma(a) - math.lgamma(0.5)
+    # x = 1 / (1 + ratio): x^a (1 - x)^(1/2), without the rounding of 1 - x
+    log_front += 0.5 * (math.log(ratio) - math.log1p(ratio)) - a * math.log1p(ratio)
+    return min(1.0, math.exp(log_front) / a / _beta_continued_fraction(1 / (1 + ratio), a, 0.5))
+
+
+def _beta_continued_fraction(x: float, a: float, b: float) -> float:
+    """1 + d1/(1 + d2/(1 + ...)) of the incomplete beta function [DLMF 8.17.22-23], for x < (a + 1) / (a + b + 2).
+
+    Evaluated forwards by Lentz's method until a term changes nothing any more.
+    """
+    value, c, d, k = 1.0, 1.0, 0.0, 0
+    while abs(c * d - 1) > 1e-15:
+        k += 1
+        m = k // 2
+        numerator = -(a + m) * (a + b + m) if k % 2 else m * (b - m)
+        term = numerator * x / ((a + k - 1) * (a + k))
+        d = 1 / (1 + term * d)
+        c = 1 + term / c
+        value *= c * d
+    return value
+
+
+def two_sided_p(estimate: Estimate) -> float:
+    """p-value of Student's t test that the mean is 0: P(|T(n - 1)| >= |value / stderr|) [Student 1908].
+
+    Differences that are 0 without any spread give 1, other ones without spread 0. It is at most ``1 - c`` exactly
+    when ``t_interval`` at confidence ``c`` leaves out 0. Raises AssayError when the standard error is unknown.
+    """
+    if estimate.stderr is None:
+        raise AssayError("a p-value needs a standard error: give at least two independent values")
+    if estimate.stderr == 0:
+        return float(estimate.value == 0)
+    return t_tail_probability(estimate.value / estimate.stderr, estimate.n - 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the given order [Holm 1979].
+
+    The i-th smallest of m becomes the largest (m - j + 1) · p_(j) over j <= i, at most 1. Rejecting what stays at or
+    below α makes any false rejection at most as likely as α, whatever the dependence between the tests.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
 def smallest_detectable(stderr: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """(z(1 - alpha/2) + z(power)) · stderr: the true effect a two-sided test finds with that power.
 

@@ -187,6 +187,21 @@ def excess_over(
     return _severities(rises, confidence)
 
 
+def initial_fall(golden_SP: ArrayLike, *, seed: int = 0) -> float:
+    """golden(first) - golden(best) in nats, cross-fitted: ``best`` is picked on one half of the prompts, the fall is
+    measured on the other; the mean over ``NUM_SPLITS`` halvings in both roles.
+
+    Never flattered by the choice of the step, so it may be below 0 where nothing falls.
+    """
+    golden = np.asarray(golden_SP, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    falls = [
+        (golden[0] - golden[golden[:, pick_P].mean(axis=1).argmin()])[measure_P].mean()
+        for pick_P, measure_P in _halvings(golden.shape[1], rng)
+    ]
+    return float(np.mean(falls))
+
+
 def compare_final(golden_a_P: ArrayLike, golden_b_P: ArrayLike, *, confidence: float = 0.95) -> Interval:
     """Mean of ``golden_a - golden_b`` over the same held-out prompts, with its paired t interval.
 

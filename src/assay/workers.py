@@ -1,0 +1,105 @@
+"""Worker processes that run stages: spawned, one thread each, ended with their parent.
+
+Any ``concurrent.futures.Executor`` whose workers see the same files can take the place of the local one: what is
+submitted is a function of this package and plain values.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from assay.config import Experiment
+from assay.errors import AssayError
+from assay.types import Progress
+
+WORKER_WAS_KILLED = (
+    "a worker process ended without an answer: killed from outside (out of memory? lower the batch size; "
+    "the same command resumes), or started by a script without `if __name__ == '__main__'`"
+)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def message_queue() -> Any:
+    """A queue on which workers report their progress."""
+    return multiprocessing.get_context("spawn").Queue()
+
+
+def local_executor(num_workers: int, messages: Any = None) -> ProcessPoolExecutor:
+    """Spawned processes on this machine, one thread each; what they report goes to ``messages``, if there is one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(messages,))
+
+
+def submit(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """``executor.submit``, with Ctrl-C kept from workers that are only starting.
+
+    Raises AssayError when a worker was killed before.
+    """
+    # Blocked for the workers too, which inherit it: one that is still starting does not ignore Ctrl-C yet.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return executor.submit(function, *arguments)
+    except BrokenProcessPool as error:
+        raise AssayError(WORKER_WAS_KILLED) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def end(executor: Executor) -> None:
+    """Ends the workers at once; every file is written whole or not at all, so no moment is a bad one."""
+    local = executor._processes if isinstance(executor, ProcessPoolExecutor) else None
+    processes = list((local or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+        process.join()
+
+
+def run_stage(experiment: Experiment, folder: Path, stage: str, *arguments: Any) -> Any:
+    """Runs ``stages.<stage>`` of an experiment in this process."""
+    from assay import stages
+
+    try:
+        return getattr(stages, stage)(experiment, folder, *arguments, report=_report)
+    except AssayError as error:
+        if stage == "run_arm":
+            raise AssayError(f"arm {arguments[0]!r}: {error}") from error
+        raise
+
+
+_messages: Any = None
+
+
+def _report(progress: Progress) -> None:
+    if _messages is not None:
+        _messages.put(progress)
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends the workers
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _die_with_parent() -> None:
+    """A worker that outlived a killed parent would write into a folder that is no longer locked."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

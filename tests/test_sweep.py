@@ -1,0 +1,197 @@
+"""Sweeps on the embedded bases at a tenth of the size: shared parts, failures, kills; and refusals of bad axes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from assay import run_experiment, runs
+from assay.config import Experiment, TaskConfig, from_dict, to_dict
+from assay.errors import AssayError
+from assay.recipes.studies import STUDIES, experiments_of
+from assay.sweep import arm_key, cells, run_folder, run_sweep, stage_one_key
+from test_experiment import small, summary_of
+
+
+def tiny(seed: int = 7, arms: int = 2, num_steps: int = 5) -> Experiment:
+    experiment = small(seed=seed, num_steps=num_steps)
+    return dataclasses.replace(experiment, arms=experiment.arms[:arms])
+
+
+def experiments() -> list[Experiment]:
+    """Two experiments with one stage 1, of which the second repeats an arm of the first."""
+    first = tiny()
+    return [first, dataclasses.replace(first, arms=small().arms[:1])]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, lines = tmp_path_factory.mktemp("sweep"), list[str]()
+    assert run_sweep(experiments(), folder, lines.append) == {}
+    return folder, lines
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != runs.LOCK}
+
+
+def test_a_swept_run_is_the_run_that_the_experiment_makes_alone(swept: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, _ = swept
+    run_experiment(tiny(), tmp_path / "alone")
+    for name in ("probe.parquet", "responses.parquet"):
+        swept_table = pq.read_table(run_folder(tiny(), folder) / name)
+        assert swept_table.equals(pq.read_table(tmp_path / "alone" / name))
+    assert summary_of(run_folder(tiny(), folder))["arms"] == summary_of(tmp_path / "alone")["arms"]
+    manifests = [runs.read_json(f / "manifest.json") for f in (run_folder(tiny(), folder), tmp_path / "alone")]
+    assert manifests[0]["digests"] == manifests[1]["digests"]
+    assert [m["status"] for m in manifests] == ["finished"] * 2
+
+
+def test_a_shared_part_is_made_once(swept: tuple[Path, list[str]]) -> None:
+    folder, lines = swept
+    first, second = (run_folder(e, folder) for e in experiments())
+    assert sum("arms offline done" in line for line in lines) == 1
+    assert not list(second.glob("stage1/checkpoints*")), "a copied stage 1 was trained again"
+    assert list(first.glob("stage1/checkpoints*"))
+    assert summary_of(second)["arms"] == summary_of(first)["arms"][:1]
+
+
+def test_a_finished_sweep_answers_at_once_and_touches_nothing(swept: tuple[Path, list[str]]) -> None:
+    folder, _ = swept
+    before = times(folder)
+    assert run_sweep(experiments(), folder) == {}
+    assert times(folder) == before
+
+
+def test_what_an_earlier_sweep_made_is_shared_with_a_later_one(swept: tuple[Path, list[str]]) -> None:
+    folder, _ = swept
+    lines: list[str] = []
+    later = dataclasses.replace(tiny(), arms=(tiny().arms[1],))
+    assert run_sweep([later], folder, lines.append) == {}
+    assert not any(" arms " in line for line in lines)
+    assert summary_of(run_folder(later, folder))["arms"] == summary_of(run_folder(tiny(), folder))["arms"][1:]
+
+
+def test_keys_tell_what_may_be_shared() -> None:
+    first = tiny()
+    arm = first.arms[0]
+    more_steps = tiny(num_steps=6)
+    assert stage_one_key(first) == stage_one_key(more_steps)
+    assert arm_key(first, arm) != arm_key(more_steps, arm)
+    assert arm_key(first, arm) == arm_key(experiments()[1], arm)
+    for change in (
+        {"seed": 8},
+        {"stage_one": dataclasses.replace(first.stage_one, teacher_epochs=1.0)},
+        {"models": dataclasses.replace(first.models, teacher_is_oracle=True)},
+        {"task": dataclasses.replace(first.task, max_response_tokens=23)},
+        {"probe": dataclasses.replace(first.probe, num_prompts=65)},
+    ):
+        changed = dataclasses.replace(first, **change)
+        assert stage_one_key(changed) != stage_one_key(first)
+        assert arm_key(changed, arm) != arm_key(first, arm)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    bad = dataclasses.replace(tiny(arms=1), task=TaskConfig(name="absent"))
+    sources = (dataclasses.replace(tiny().arms[0].sources[0], writer="dataset"),)
+    failing = dataclasses.replace(tiny().arms[0], name="failing", sources=sources)
+    twice = dataclasses.replace(tiny(), distillation=dataclasses.replace(tiny().distillation, completions_per_prompt=2))
+    half = dataclasses.replace(twice, arms=(failing, tiny().arms[0]))
+    failures = run_sweep([bad, half, tiny(arms=1)], tmp_path)
+    assert set(failures) == {run_folder(bad, tmp_path).name, run_folder(half, tmp_path).name}
+    assert "unknown task 'absent'" in failures[run_folder(bad, tmp_path).name]
+    assert "arm 'failing': a data set has one reference" in failures[run_folder(half, tmp_path).name]
+    assert [arm["source"] for arm in summary_of(run_folder(half, tmp_path))["arms"]] == ["offline"]
+    assert runs.read_json(run_folder(half, tmp_path) / "manifest.json")["status"] != "finished"
+    assert runs.read_json(run_folder(tiny(arms=1), tmp_path) / "manifest.json")["status"] == "finished"
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from assay.config import from_dict
+from assay.sweep import run_sweep
+if __name__ == "__main__":
+    experiments = [from_dict(values) for values in json.loads(Path(sys.argv[1]).read_text())]
+    print(run_sweep(experiments, Path(sys.argv[2]), lambda line: print(line, flush=True)))
+"""
+
+
+def test_a_sweep_killed_at_random_moments_loses_no_finished_run_and_repeats_none(
+    swept: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "plan.json").write_text(json.dumps([to_dict(e) for e in experiments()]))
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "plan.json"), str(tmp_path / "runs")]
+    moments, finished = random.Random(3), dict[Path, int]()
+    for _ in range(12):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=moments.uniform(3, 12))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        deadline = time.monotonic() + 20  # the workers notice and let go of their files
+        while time.monotonic() < deadline and process.returncode != 0 and _is_written(tmp_path / "runs"):
+            time.sleep(0.2)
+        assert {p: t for p, t in times(tmp_path / "runs").items() if p in finished} == finished
+        for mark in (tmp_path / "runs").glob("*/arms/*/finished.json"):
+            finished |= times(mark.parent)
+        if process.returncode == 0:
+            break
+    else:
+        assert run_sweep(experiments(), tmp_path / "runs") == {}
+    for experiment in experiments():
+        made = run_folder(experiment, tmp_path / "runs")
+        assert summary_of(made)["arms"] == summary_of(run_folder(experiment, swept[0]))["arms"]
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether any file changes within half a second."""
+    before = times(folder)
+    time.sleep(0.5)
+    return times(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("axes", "seeds", "words"),
+    [
+        ({}, [], "at least one seed"),
+        ({}, [1, 1], "a seed is given twice"),
+        ({"seed": [1, 2]}, [1], "use --seeds"),
+        ({"distillation.num_prompts": []}, [1], "has no values"),
+        ({"distillation.num_prompts": [64, 64]}, [1], "mean the same experiment"),
+        ({"distillation.num_promts": [64]}, [1], "did you mean 'num_prompts'"),
+        ({"distillation.num_prompts": ["many"]}, [1], "expected int"),
+        ({"distillation.training": [{}], "distillation.training.num_steps": [5]}, [1], "contradict each other"),
+        ({"arms.offline": [1]}, [1], "holds no fields that a sweep can set"),
+        ({"probe.num_monitored": [8], "probe.num_shown": [4, 9]}, [1], "num_shown = 9: the probe needs"),
+    ],
+)
+def test_contradictory_sweeps_are_refused(axes: dict[str, list[Any]], seeds: list[int], words: str) -> None:
+    with pytest.raises(AssayError, match=words):
+        cells(small(), axes, seeds)
+
+
+def test_cells_are_all_combinations_at_all_seeds() -> None:
+    found = cells(small(), {"distillation.num_prompts": [32, 64], "distillation.training.schedule": ["cosine"]}, [1, 2])
+    assert [(e.distillation.num_prompts, e.seed) for e in found] == [(32, 1), (32, 2), (64, 1), (64, 2)]
+    assert {e.distillation.training.schedule for e in found} == {"cosine"}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_resolves_to_different_experiments(name: str) -> None:
+    study = STUDIES[name]
+    found = experiments_of(study, {"quickstart": small()}, study.seeds)
+    assert len({run_folder(e, Path()) for e in found.values()}) == len(found)
+    assert all(from_dict(to_dict(e)) == e for e in found.values())
