@@ -195,7 +195,7 @@ def test_own_splits_are_kept_and_what_is_held_out_is_not_trained_on(name: str) -
     sizes = Counter(row["split"] for row in rows)
     assert sizes["held_out"] == 20
     assert sizes["oracle"] + sizes["distillation"] == 200
-    assert 0.3 < sizes["oracle"] / 200 < 0.75
+    assert sizes["oracle"] / 200 == pytest.approx(dataset.oracle_share, abs=0.1)
     assert len({tuple(loose_key(row[column]) for column in dataset.prompt) for row in rows}) == 220
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from assay.data.splitting import SHARES, Split, assign_splits, loose_key, row_keys
+from assay.data.splitting import Split, assign_splits, loose_key, row_keys
 from assay.errors import AssayError
 
-TRAIN_SHARES: dict[Split, float] = {split: SHARES[split] for split in ("oracle", "distillation")}
 MAX_SHARDS = 200
 """Files of one split that rows are taken from: a data set of many files is not downloaded whole."""
 
@@ -29,6 +28,8 @@ class HubDataset:
 
     ``id`` is a hub id or a local folder. ``to_row`` gives the columns of a row, or None for an example without text.
     Rows with the same ``prompt`` columns stay in one split, and, if ``references_join``, those of one long reference.
+    ``num_train`` rows are read at most; ``oracle_share`` of their groups serves stage 1, the rest distillation. Both
+    leave room for what recipes/scales.py asks for.
     """
 
     id: str
@@ -39,6 +40,7 @@ class HubDataset:
     reference: str
     num_train: int
     num_held_out: int
+    oracle_share: float
     references_join: bool = True
 
 
@@ -75,8 +77,9 @@ HUB: dict[str, HubDataset] = {
         to_row=xsum_row,
         prompt=("document",),
         reference="summary",
-        num_train=100_000,
+        num_train=250_000,  # all of it
         num_held_out=10_000,
+        oracle_share=0.14,
     ),
     "wmt14-de-en": HubDataset(
         id="wmt/wmt14",
@@ -85,8 +88,9 @@ HUB: dict[str, HubDataset] = {
         to_row=wmt_row,
         prompt=("german",),
         reference="english",
-        num_train=200_000,
+        num_train=300_000,
         num_held_out=6_000,
+        oracle_share=0.22,
     ),
     "natural-instructions": HubDataset(
         id="Muennighoff/natural-instructions",
@@ -95,8 +99,9 @@ HUB: dict[str, HubDataset] = {
         to_row=instructions_row,
         prompt=("definition", "inputs"),
         reference="targets",
-        num_train=100_000,
+        num_train=400_000,
         num_held_out=10_000,
+        oracle_share=0.36,
         references_join=False,  # most are labels, some of them long
     ),
 }
@@ -161,7 +166,8 @@ def split_rows(
             trained.append(row)
             keys_of_rows.append(keys)
         pairs.add(pair)
-    splits, _ = assign_splits(keys_of_rows, TRAIN_SHARES)
+    shares: dict[Split, float] = {"oracle": dataset.oracle_share, "distillation": 1 - dataset.oracle_share}
+    splits, _ = assign_splits(keys_of_rows, shares)
     return kept + [{**row, "split": split} for row, split in zip(trained, splits, strict=True)]
 
 

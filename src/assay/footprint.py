@@ -1,0 +1,141 @@
+"""What a run takes of memory and disk, counted from its config and the sizes of its models.
+
+Estimates on the high side, in float32 throughout, without what libraries hold on their own: some 0.5 GB for Python and
+torch in every process, a GPU's context, blocks that an allocator keeps.
+"""
+
+from __future__ import annotations
+
+import math
+
+from assay.config import ArmConfig, Experiment
+from assay.models.sizes import ModelSize
+from assay.types import Writer
+from assay.workload import DENSE_VOCABULARY_LIMIT, Sizes, has_signal, num_evaluations, num_pairs, rows_drawn, sft_steps
+
+SAMPLING_BATCH_SIZE = 256
+SCORING_BATCH_SIZE = 64
+"""As in evaluation.py and models/cached.py, which import torch; a test holds them equal."""
+
+FLOAT_BYTES = 4
+TRAINED_COPIES = 4
+"""A trained model is there four times: weights, gradients, and the two moments of AdamW."""
+LOSS_COPIES = 8
+"""[tokens, vocabulary] tensors of a training step: logits, log q, log p, p, difference, the loss's terms, gradients."""
+LAYER_ACTIVATIONS = 16
+"""Numbers kept for the backward pass, per token and layer, in hidden sizes [Korthikanti et al. 2022, without masks]."""
+
+# Bytes on disk, from run folders: a tokenizer per token, rows of the probe, a small table, a page with its figures.
+TOKENIZER_BYTES, PROBE_ROW_BYTES, TABLE_BYTES, REPORT_BYTES, LOSS_BYTES = 64, 24, 5_000, 1_000_000, 22
+
+
+def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
+    """The peak of the largest stage that a worker process runs, each process being one stage at a time."""
+    oracle, stage = sizes["oracle"], experiment.stage_one
+    answers = oracle.num_parameters * FLOAT_BYTES + _decoding(experiment, oracle, SAMPLING_BATCH_SIZE)
+    peaks = [answers, FLOAT_BYTES * sum(size.num_parameters for size in sizes.values())]
+    for role in ("teacher", "student"):
+        weights = sizes[role].num_parameters * FLOAT_BYTES
+        if sft_steps(experiment, role):
+            peaks.append(TRAINED_COPIES * weights + _training_step(experiment, sizes[role], stage.batch_size))
+        others = oracle.num_parameters * FLOAT_BYTES if role == "teacher" else 0
+        peaks.append(2 * weights + others + _decoding(experiment, sizes[role], SAMPLING_BATCH_SIZE))
+    return max([*peaks, *(_arm_memory(experiment, arm, sizes) for arm in experiment.arms)])
+
+
+def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
+    """Three frozen models (the student's start is one), the trained student, what is remembered, and one step."""
+    oracle, teacher, student = sizes["oracle"], sizes["teacher"], sizes["student"]
+    probe, training = experiment.probe, experiment.distillation.training
+    num_tokens = experiment.task.max_response_tokens
+    frozen = oracle.num_parameters + teacher.num_parameters + student.num_parameters
+    weights = (frozen + TRAINED_COPIES * student.num_parameters) * FLOAT_BYTES
+    stored = _num_stored(experiment, arm)
+    remembered: dict[Writer, int] = {
+        "oracle": probe.num_prompts,
+        "teacher": probe.num_prompts + probe.num_train_pairs + (stored if has_signal(experiment) else 0),
+        "student": probe.num_monitored,
+    }
+    width: dict[Writer, int] = {
+        role: size.vocab_size if size.vocab_size <= DENSE_VOCABULARY_LIMIT else size.hidden_size
+        for role, size in sizes.items()
+    }
+    caches = sum(count * num_tokens * width[role] for role, count in remembered.items()) * FLOAT_BYTES
+    signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
+    micro_batch = math.ceil(training.batch_size / training.num_micro_batches)
+    writers = [sizes[source.writer] for source in arm.sources if source.writer != "dataset"]
+    largest_step = max(
+        _training_step(experiment, student, micro_batch) + signal,
+        *(_scoring(experiment, size) for size in sizes.values()),
+        *(_decoding(experiment, size, training.batch_size) for size in writers),
+        _decoding(experiment, teacher, probe.num_train_pairs),
+        _decoding(experiment, student, min(probe.num_monitored, SAMPLING_BATCH_SIZE)),
+    )
+    return weights + caches + largest_step
+
+
+def _num_stored(experiment: Experiment, arm: ArmConfig) -> int:
+    """Responses that the arm's sources hold at one time, each with what the teacher says about it."""
+    return sum(min(rows, num_pairs(experiment)) for rows in rows_drawn(experiment, arm))
+
+
+def _training_step(experiment: Experiment, size: ModelSize, num_rows: int) -> int:
+    """Activations kept for the backward pass of ``num_rows`` sequences, in float32, and the loss's tensors."""
+    prompt, response = experiment.task.max_prompt_tokens, experiment.task.max_response_tokens
+    layer_tokens = size.num_layers * (prompt + response)
+    attended = 0
+    if size.family == "seq2seq":  # the decoder attends twice, and keeps keys and values of the prompt
+        layer_tokens = size.num_encoder_layers * prompt + size.num_layers * (2 * response + prompt // 4)
+        attended = size.num_encoder_layers * prompt**2 + size.num_layers * response * (response + prompt)
+    kept = LAYER_ACTIVATIONS * size.hidden_size * layer_tokens
+    if size.relative_positions:
+        kept += 2 * size.num_heads * attended
+    return num_rows * (kept + LOSS_COPIES * response * size.vocab_size) * FLOAT_BYTES
+
+
+def _scoring(experiment: Experiment, size: ModelSize) -> int:
+    """One batch forward: a layer's activations, and log-probabilities of two models with their terms."""
+    response = experiment.task.max_response_tokens
+    tensors = 4 * response * size.vocab_size
+    return SCORING_BATCH_SIZE * (_layer(experiment, size) + tensors) * FLOAT_BYTES
+
+
+def _decoding(experiment: Experiment, size: ModelSize, num_rows: int) -> int:
+    """Keys and values of all tokens (one layer's twice while they grow), a layer's activations, one token's law."""
+    num_tokens = experiment.task.max_prompt_tokens + experiment.task.max_response_tokens
+    cache = 2 * (size.num_layers + 1) * size.attention_size * num_tokens
+    law = 6 * size.vocab_size  # logits, log-probabilities, and two float64
+    return num_rows * (cache + _layer(experiment, size) + law) * FLOAT_BYTES
+
+
+def _layer(experiment: Experiment, size: ModelSize) -> int:
+    """Numbers that one layer holds for one sequence while it passes forward."""
+    prompt, response = experiment.task.max_prompt_tokens, experiment.task.max_response_tokens
+    activations = LAYER_ACTIVATIONS * size.hidden_size * (prompt + response)
+    return activations + (size.num_heads * prompt**2 if size.relative_positions else 0)
+
+
+def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
+    """Checkpoints of SFT and of every arm (newest, best, last), tables of the arms and of the run, the report."""
+    probe, task = experiment.probe, experiment.task
+    response_row = 4 * task.max_prompt_tokens + 6 * task.max_response_tokens + 40
+    state_row = 8 * task.max_response_tokens + 56
+    times = num_evaluations(experiment)
+    total = REPORT_BYTES
+    for role in ("teacher", "student"):
+        if role == "teacher" and experiment.models.teacher_is_oracle:
+            continue
+        weights = sizes[role].num_parameters * FLOAT_BYTES
+        total += weights + TOKENIZER_BYTES * sizes[role].vocab_size
+        if sft_steps(experiment, role):
+            total += 3 * weights + experiment.stage_one.num_oracle_prompts * state_row
+    num_responses = experiment.stage_one.num_oracle_prompts + 4 * probe.num_prompts
+    evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
+    weights = sizes["student"].num_parameters * FLOAT_BYTES
+    for arm in experiment.arms:
+        stored = _num_stored(experiment, arm)
+        total += 5 * weights + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size + stored * state_row
+        total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
+        num_responses += probe.num_train_pairs + times * probe.num_shown
+    num_values = probe.num_prompts + len(experiment.arms) * times * evaluated
+    return total + 2 * (num_responses * response_row + num_values * PROBE_ROW_BYTES)

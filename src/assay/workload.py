@@ -1,0 +1,180 @@
+"""What a run does, counted from its config alone: sequences written, scored and trained on, by which model.
+
+All counts are upper bounds; a sequence is a prompt with its response. stages.py is what is counted here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from assay.config import ArmConfig, Experiment, SourceConfig
+from assay.models.sizes import ModelSize
+from assay.types import Writer
+
+Sizes = Mapping[Writer, ModelSize]
+
+DENSE_VOCABULARY_LIMIT = 4096
+"""As in models/cached.py, which imports torch; a test holds the two equal."""
+
+
+@dataclass
+class Work:
+    """Sequences (a prompt and its response) by what is done to them and by which model.
+
+    ``kept`` are scored once by a frozen model and remembered; ``expanded``: log-probabilities made from what is
+    remembered, through the head again where only hidden states are.
+    """
+
+    written: Counter[Writer] = field(default_factory=Counter)
+    scored: Counter[Writer] = field(default_factory=Counter)
+    kept: Counter[Writer] = field(default_factory=Counter)
+    expanded: Counter[Writer] = field(default_factory=Counter)
+    trained: Counter[Writer] = field(default_factory=Counter)
+
+    @classmethod
+    def total(cls, parts: Iterable[Work]) -> Work:
+        """All parts together."""
+        whole = cls()
+        for part in parts:
+            for f in dataclasses.fields(cls):
+                getattr(whole, f.name).update(getattr(part, f.name))
+        return whole
+
+    @property
+    def num_written(self) -> int:
+        """Sequences sampled."""
+        return self.written.total()
+
+    @property
+    def num_trained(self) -> int:
+        """Sequences passed forward and backward."""
+        return self.trained.total()
+
+    @property
+    def num_scored(self) -> int:
+        """Sequences passed forward only."""
+        return self.scored.total() + self.kept.total()
+
+    def flops(self, experiment: Experiment, sizes: Sizes) -> int:
+        """2 operations per parameter and token forward, 6 where it is trained on; see ``forecast.forecast``."""
+        task = experiment.task
+        total = 0
+        for role, size in sizes.items():
+            body = task.max_prompt_tokens * size.num_prompt_parameters
+            body += task.max_response_tokens * size.num_response_parameters
+            head = task.max_response_tokens * size.num_head_parameters
+            dense = size.vocab_size <= DENSE_VOCABULARY_LIMIT
+            forwards = self.written[role] + self.scored[role] + 3 * self.trained[role]
+            total += 2 * (forwards * (body + head) + self.kept[role] * body)
+            total += 2 * head * (self.kept[role] if dense else self.expanded[role])
+        return total
+
+
+def model_names(experiment: Experiment) -> dict[Writer, str]:
+    """The models that a run loads, by their roles."""
+    models = experiment.models
+    teacher = models.oracle if models.teacher_is_oracle else models.teacher
+    return {"oracle": models.oracle, "teacher": teacher, "student": models.student}
+
+
+def sft_steps(experiment: Experiment, role: Writer) -> int:
+    """Optimiser steps of a role's SFT."""
+    stage = experiment.stage_one
+    if role == "teacher" and experiment.models.teacher_is_oracle:
+        return 0
+    epochs = {"teacher": stage.teacher_epochs, "student": stage.student_epochs}[role]
+    return round(epochs * stage.num_oracle_prompts / stage.batch_size)
+
+
+def stage_one_work(experiment: Experiment) -> Work:
+    """Oracle responses, SFT, everyone's held-out responses, and the distance of oracle and teacher."""
+    held_out = experiment.probe.num_prompts
+    work = Work()
+    work.written["oracle"] = experiment.stage_one.num_oracle_prompts + held_out
+    work.written["teacher"] = 0 if experiment.models.teacher_is_oracle else held_out
+    work.written["student"] = held_out
+    for role in ("teacher", "student"):
+        work.trained[role] = sft_steps(experiment, role) * experiment.stage_one.batch_size
+    work.kept["oracle"] = work.expanded["oracle"] = work.scored["teacher"] = held_out  # their distance
+    return work
+
+
+def rows_drawn(experiment: Experiment, arm: ArmConfig) -> list[int]:
+    """Pairs that each source of the arm's mixture gives to training."""
+    training = experiment.distillation.training
+    total_weight = sum(source.weight for source in arm.sources)
+    total = training.num_steps * training.batch_size
+    return [math.ceil(total * source.weight / total_weight - 1e-9) for source in arm.sources]
+
+
+def num_pairs(experiment: Experiment) -> int:
+    """Pairs of a prompt and a completion index: one pass of distillation."""
+    return experiment.distillation.num_prompts * experiment.distillation.completions_per_prompt
+
+
+def is_offline(source: SourceConfig) -> bool:
+    """Whether the train proxy may walk on what this source has stored."""
+    return source.writer == "teacher" and source.refresh_every is None
+
+
+def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
+    """Responses that each source takes: a pair's first, and one more whenever it is drawn and due."""
+    pairs, num_steps = num_pairs(experiment), experiment.distillation.training.num_steps
+    counts = []
+    for source, rows in zip(arm.sources, rows_drawn(experiment, arm), strict=True):
+        passes, rest = divmod(rows, pairs)
+        draws = [(passes + 1, rest), (passes, pairs - rest)]  # of a pair, and how many pairs have so many
+        every = source.refresh_every
+        if every is None:
+            counts.append(min(pairs, rows))
+        elif source.refresh_unit == "epochs":
+            counts.append(sum(num * math.ceil(times / every) for times, num in draws))
+        else:
+            counts.append(sum(num * min(times, math.ceil(num_steps / every)) for times, num in draws))
+    first_offline = next((i for i, source in enumerate(arm.sources) if is_offline(source)), None)
+    if first_offline is not None:  # it is asked for the train proxy's pairs first, drawn or not
+        extra = counts[first_offline] + experiment.probe.num_train_pairs
+        counts[first_offline] = min(pairs, extra)
+    return counts
+
+
+def has_signal(experiment: Experiment) -> bool:
+    """Whether the teacher scores what is trained on; hard labels need its text alone."""
+    return experiment.distillation.training.divergence != "hard_labels"
+
+
+def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
+    """One arm: its sources, its training, and its probe from step 0 to the end."""
+    work, probe, training = Work(), experiment.probe, experiment.distillation.training
+    for source, rows, count in zip(
+        arm.sources, rows_drawn(experiment, arm), responses_taken(experiment, arm), strict=True
+    ):
+        if source.writer != "dataset":
+            work.written[source.writer] += count
+        if has_signal(experiment):
+            work.kept["teacher"] += count
+            work.expanded["teacher"] += rows
+    work.trained["student"] = training.num_steps * training.batch_size
+    held_out, monitored = probe.num_prompts, probe.num_monitored
+    train_pairs = min(probe.num_train_pairs, num_pairs(experiment))
+    if not any(is_offline(source) for source in arm.sources):
+        work.written["teacher"] += train_pairs
+    work.kept.update({"oracle": held_out, "teacher": held_out + train_pairs, "student": monitored})
+    work.scored["teacher"] += held_out  # its entropy
+    work.expanded["teacher"] += held_out
+    times = num_evaluations(experiment)
+    work.scored["student"] += times * (2 * held_out + train_pairs + 2 * monitored)
+    work.expanded.update(
+        {"oracle": times * held_out, "teacher": times * (held_out + train_pairs), "student": times * monitored}
+    )
+    work.written["student"] += times * monitored
+    return work
+
+
+def num_evaluations(experiment: Experiment) -> int:
+    """Evaluations of an arm, as ``evaluation.evaluation_steps`` has them."""
+    return min(experiment.probe.num_evaluations - 1, experiment.distillation.training.num_steps) + 1
