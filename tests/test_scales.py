@@ -82,7 +82,6 @@ def tiny_t5(width: int, role: str) -> PretrainedModel:
     """A T5; as the oracle one of version 1.1 as Flan-T5 is: gated, its head not tied."""
     tokenizer = load_tokenizer("define-oracle")
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (("eos", END_OF_TEXT), ("pad", PAD))}
-    version: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     torch.manual_seed(width)
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -94,9 +93,12 @@ def tiny_t5(width: int, role: str) -> PretrainedModel:
         eos_token_id=ids["eos"],
         pad_token_id=ids["pad"],
         decoder_start_token_id=ids["pad"],
-        **(version if role == "oracle" else {}),
+        feed_forward_proj="gated-gelu" if role == "oracle" else "relu",
     )
-    return Seq2SeqModel(T5ForConditionalGeneration(config).eval(), role)
+    module: Any = T5ForConditionalGeneration(config)
+    if role == "oracle":
+        module.lm_head.weight = torch.nn.Parameter(torch.randn_like(module.lm_head.weight))
+    return Seq2SeqModel(module.eval(), role)
 
 
 def tiny_gpt2(width: int, role: str) -> PretrainedModel:

@@ -114,8 +114,11 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-_TABLES = ("wpe", "embed_positions", "position_embeddings", "relative_attention_bias")
-"""Modules that are looked up by position."""
+_TABLES = {
+    *("wte", "embed_tokens", "shared", "embed_in", "word_embeddings", "lm_head", "embed_out", "final_logits_bias"),
+    *("wpe", "embed_positions", "position_embeddings", "relative_attention_bias"),
+}
+"""Modules that are looked up by token or position, and the head; by name, for a body may be as wide as a vocabulary."""
 
 
 def _from_shapes(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelSize:
@@ -128,11 +131,7 @@ def _from_shapes(name: str, config: Mapping[str, Any], shapes: Mapping[str, tupl
     vocab_size, hidden_size = field("vocab_size"), field("n_embd", "d_model", "hidden_size")
     num_heads = field("n_head", "decoder_attention_heads", "num_attention_heads", "num_heads")
     head_size = config.get("d_kv") or config.get("head_dim") or hidden_size // num_heads
-    body = {
-        key: prod(shape)
-        for key, shape in shapes.items()
-        if shape[:1] != (vocab_size,) and not set(_TABLES) & set(key.split("."))
-    }
+    body = {key: prod(shape) for key, shape in shapes.items() if _TABLES.isdisjoint(key.split("."))}
     sizes = (vocab_size, hidden_size, num_heads * head_size, num_heads)
     stored = sum(map(prod, shapes.values()))
     if not config.get("is_encoder_decoder"):
