@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 
 from assay.config import Experiment, load
 from assay.errors import AssayError
-from assay.recipes import RECIPES, get_recipe
+from assay.recipes import RECIPES, get_recipe, is_config_file
 
 
 def quickstart(seed: int = 0, out: Path | None = None) -> None:
@@ -41,8 +41,7 @@ def run(
         recipe: A name from `assay recipes`, or the path of a config file.
         overrides: Such as --seed 3 --distillation.num-prompts 600 --out FOLDER.
     """
-    is_file = recipe.endswith((".yaml", ".yml", ".json")) or "/" in recipe
-    default = load(Path(recipe)) if is_file else get_recipe(recipe)
+    default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
 
     @dataclasses.dataclass(frozen=True)
     class Run:
@@ -52,6 +51,40 @@ def run(
 
     parsed = tyro.cli(Run, prog=f"assay run {recipe}", args=list(overrides))
     _run(parsed.experiment, parsed.out)
+
+
+def sweep(
+    target: Positional[str],
+    axes: tuple[str, ...] = (),
+    seeds: tuple[int, ...] | None = None,
+    worlds: tuple[str, ...] = (),
+    scale: str = "tiny",
+    runs: Path = Path("runs/sweeps"),
+    out: Path | None = None,
+    workers: int | None = None,
+    flops_per_second: float | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a study, or a recipe or config file at every combination of AXES and seeds, on all cores; resumable.
+
+    Args:
+        target: A study or recipe from `assay recipes`, or the path of a config file.
+        axes: Fields and their values, such as distillation.num_prompts=64,256 (not for a study).
+        seeds: A study has its own; a recipe's is 0.
+        worlds: Recipes to run a study on, instead of its own.
+        scale: "tiny", or for a study "small" or "paper": plans for a GPU.
+        runs: Where the runs go; sweeps of one folder share them.
+        out: Where table, figures and report go; RUNS/TARGET by default.
+        workers: Processes; one per core by default.
+        flops_per_second: What one worker computes, for the forecast of time; else that of the finished runs in RUNS.
+        dry_run: Print the plan with its cost, and stop.
+    """
+    from assay.recipes import sweeps
+
+    plan = sweeps.plan(target, axes, seeds, worlds, scale)
+    print("\n".join(sweeps.cost(plan, runs, workers, flops_per_second)))
+    if not dry_run:
+        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, lambda line: print(line, file=sys.stderr)))
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> None:
@@ -67,9 +100,14 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> No
 
 
 def recipes() -> None:
-    """List the recipes."""
+    """List the recipes, and the studies that `assay sweep` runs."""
+    from assay.recipes.studies import STUDIES
+
     for name, recipe in RECIPES.items():
         print(f"{name:20} {(recipe.__doc__ or '').splitlines()[0]}")
+    print("\nstudies, for `assay sweep`:")
+    for name, study in STUDIES.items():
+        print(f"{name:20} {study.claim}")
 
 
 def bases(
@@ -133,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         else:
-            commands = {f.__name__: f for f in (quickstart, run, report, recipes, bases, tasks)}
+            commands = {f.__name__: f for f in (quickstart, run, sweep, report, recipes, bases, tasks)}
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
         sys.exit(_fail(f"assay: {error}", 2))

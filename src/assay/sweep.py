@@ -241,7 +241,7 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
     while True:
         for unit in units:
             if unit.is_doomed:
-                _end(unit, "failed", units, listener)
+                _end(unit, "failed", "left out", units, listener)
         for unit in (unit for unit in units if unit.is_ready and not is_broken):
             if len(running) >= num_workers:
                 break
@@ -255,13 +255,14 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
             unit, started = running.pop(future)
             error = future.exception()
             is_broken = is_broken or isinstance(error, BrokenProcessPool)
-            is_right = _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
+            _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
             parts.note(unit.run.experiment, unit.run.folder)
-            _end(unit, "done" if is_right else "failed", units, listener)
+            outcome = "done" if error is None else f"failed: {unit.run.failure}"
+            _end(unit, "failed" if error else "done", outcome, units, listener)
 
 
-def _settle(unit: _Unit, error: BaseException | None, result: Any, seconds: float) -> bool:
-    """Writes into the run's manifest what a unit has found, or why it failed; whether it has succeeded."""
+def _settle(unit: _Unit, error: BaseException | None, result: Any, seconds: float) -> None:
+    """Writes into the run's manifest what a unit has found, and notes why it failed."""
     run, spent = unit.run, unit.run.manifest["stage_seconds"]
     spent[unit.stage] = spent.get(unit.stage, 0.0) + seconds
     run.manifest["wall_seconds"] += seconds  # one core's: units of a run may run side by side
@@ -272,18 +273,20 @@ def _settle(unit: _Unit, error: BaseException | None, result: Any, seconds: floa
         run.failure = line if isinstance(error, AssayError) else f"{type(error).__name__}: {line}"
     elif unit.stage == "stage_one":
         run.manifest["digests"] |= result
-    elif unit.stage == "report" and run.failure is None:
-        run.manifest["status"] = "finished"
+    elif unit.stage == "report":
+        missing = [arm.name for arm in run.experiment.arms if arm.name not in finished_arms(run.experiment, run.folder)]
+        if missing:
+            run.failure = run.failure or f"arm {missing[0]!r} failed in the run that it is shared with"
+        else:
+            run.manifest["status"] = "finished"
     runs.write_json(run.folder / "manifest.json", run.manifest)
-    return error is None
 
 
-def _end(unit: _Unit, state: str, units: Sequence[_Unit], listener: Listener) -> None:
+def _end(unit: _Unit, state: str, outcome: str, units: Sequence[_Unit], listener: Listener) -> None:
     unit.state = state
     ended = sum(unit.state in ("done", "failed") for unit in units)
     what = " ".join([unit.stage, *unit.arguments[1:]])
-    reason = f": {unit.run.failure}" if state == "failed" else ""
-    listener(f"[{ended}/{len(units)}] {unit.run.folder.name}: {what} {state}{reason}")
+    listener(f"[{ended}/{len(units)}] {unit.run.folder.name}: {what} {outcome}")
 
 
 def make_stage_one(experiment: Experiment, folder: Path) -> dict[str, str]:

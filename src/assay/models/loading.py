@@ -59,8 +59,9 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
         yield
     except _LOADING_ERRORS as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        known = "" if "/" in name else f"embedded bases: {', '.join(sorted(BASES))}; otherwise "
         raise AssayError(
-            f"cannot load the {what} {name!r}: {cause} (embedded bases: {', '.join(sorted(BASES))}; otherwise give a "
+            f"cannot load the {what} {name!r}: {cause} ({known}give a "
             "folder with config.json and safetensors, or a hub id)"
         ) from error
 

@@ -24,3 +24,8 @@ def get_recipe(name: str) -> Experiment:
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]()
+
+
+def is_config_file(target: str) -> bool:
+    """Whether the name is a config file's rather than a recipe's."""
+    return target.endswith((".yaml", ".yml", ".json")) or "/" in target
