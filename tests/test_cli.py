@@ -13,6 +13,7 @@ import pytest
 from assay import runs
 from assay.config import to_dict
 from assay.recipes import RECIPES
+from assay.recipes.studies import STUDIES
 from assay.training import save_model
 from tiny_models import gpt2
 
@@ -45,7 +46,9 @@ def test_help_lists_the_commands_and_recipes_the_recipes() -> None:
     result = assay("--help")
     assert result.returncode == 0
     assert all(command in result.stdout for command in ("quickstart", "run", "report", "recipes", "bases"))
-    assert [line.split()[0] for line in assay("recipes").stdout.splitlines()] == list(RECIPES)
+    recipes, studies = assay("recipes").stdout.split("\n\n")
+    assert [line.split()[0] for line in recipes.splitlines()] == list(RECIPES)
+    assert [line.split()[0] for line in studies.splitlines()[1:]] == list(STUDIES)
     assert "--distillation.training.learning-rate" in assay("run", "quickstart", "--help").stdout
 
 
