@@ -39,8 +39,8 @@ def write_table() -> None:
         "`python benchmarks/paper.py`. The effect is the study's first contrast, averaged over its worlds, in nats per "
         "sequence (for teacher_quality nats per nat), with a 95 % t interval over seeds; p is the largest over all "
         "contrasts and worlds, so it belongs to the whole claim.\n\n"
-        "| study | claim | finding | effect [95 %] | p | seeds | worlds | command |\n|---|---|---|---|---|---|---|---|\n"
-        + rows
+        "| study | claim | finding | effect [95 %] | p | seeds | worlds | command |\n"
+        "|---|---|---|---|---|---|---|---|\n" + rows
     )
 
 

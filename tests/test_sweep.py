@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from assay import run_experiment, runs
 from assay.config import Experiment, TaskConfig, from_dict, to_dict
 from assay.errors import AssayError
+from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, experiments_of
 from assay.sweep import arm_key, cells, run_folder, run_sweep, stage_one_key
 from test_experiment import small, summary_of
@@ -114,6 +116,29 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [arm["source"] for arm in summary_of(run_folder(half, tmp_path))["arms"]] == ["offline"]
     assert runs.read_json(run_folder(half, tmp_path) / "manifest.json")["status"] != "finished"
     assert runs.read_json(run_folder(tiny(arms=1), tmp_path) / "manifest.json")["status"] == "finished"
+
+
+def test_parts_made_from_another_text_are_not_shared(swept: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(swept[0], tmp_path / "runs"))
+    place = run_folder(tiny(), folder) / "manifest.json"
+    for path in folder.glob("*/manifest.json"):
+        manifest = runs.read_json(path)
+        runs.write_json(path, manifest | {"digests": manifest["digests"] | {"corpus": "0" * 16}})
+    later = dataclasses.replace(tiny(), arms=(dataclasses.replace(tiny().arms[0], name="another"),))
+    (reason,) = run_sweep([later], folder).values()
+    assert "the corpus has changed" in reason
+    manifest = runs.read_json(place)
+    runs.write_json(place, manifest | {"digests": manifest["digests"] | {"corpus": "1" * 16}})
+    with pytest.raises(AssayError, match="from other models or another text"):
+        run_sweep([tiny(num_steps=6)], folder)
+
+
+def test_a_sweep_that_needs_a_network_without_one_says_so(tmp_path: Path) -> None:
+    plan = {e.seed: e for e in cells(SCALES["small"]["xsum_gpt2"](), {}, [1, 2])}
+    failures = run_sweep(list(plan.values()), tmp_path)
+    assert len(failures) == 2
+    assert all("cannot load the tokenizer 'openai-community/gpt2-large'" in reason for reason in failures.values())
+    assert all("\n" not in reason for reason in failures.values())
 
 
 SCRIPT = """

@@ -139,46 +139,6 @@ def arm_key(experiment: Experiment, arm: ArmConfig) -> str:
     return digest_of([stage_one_key(experiment), config["distillation"], config["probe"], to_dict(arm)])
 
 
-class _Parts:
-    """Where a finished stage 1 or arm is, by its key: what one run has made, the others copy."""
-
-    def __init__(self, folder: Path) -> None:
-        self._places: dict[str, Path] = {}
-        for path in sorted(folder.glob("*/manifest.json")):
-            manifest = runs.read_json(path)
-            if provenance.is_manifest(manifest) and manifest["assay_version"] == metadata.version("assay"):
-                self.note(from_dict(manifest["config"]), path.parent)
-
-    def note(self, experiment: Experiment, folder: Path) -> None:
-        """Notes the finished parts in the folder of a run."""
-        if all((folder / "stage1" / f"held_out-{role}.parquet").exists() for role in ("teacher", "student")):
-            self._places.setdefault(stage_one_key(experiment), folder / "stage1")
-        finished = set(finished_arms(experiment, folder))
-        for arm in experiment.arms:
-            if arm.name in finished:
-                self._places.setdefault(arm_key(experiment, arm), folder / "arms" / arm.name)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
-    def bring(self, experiment: Experiment, folder: Path) -> None:
-        """Copies into the folder of a run what others have finished of it."""
-        self.note(experiment, folder)
-        wanted = {stage_one_key(experiment): folder / "stage1"}
-        wanted |= {arm_key(experiment, arm): folder / "arms" / arm.name for arm in experiment.arms}
-        for key, place in wanted.items():
-            if key in self and self._places[key] != place and not _is_whole(place):
-                runs.write_atomically(place, lambda path, source=self._places[key]: _copy(source, path))
-
-
-def _is_whole(place: Path) -> bool:
-    return (place / "finished.json").exists() or (place / "held_out-student.parquet").exists()
-
-
-def _copy(source: Path, place: Path) -> None:
-    shutil.copytree(source, place, ignore=shutil.ignore_patterns("checkpoints*"))  # nothing is resumed from a copy
-
-
 @dataclass
 class _Run:
     """One experiment on its way: its folder, its manifest, and why it failed."""
@@ -187,6 +147,62 @@ class _Run:
     folder: Path
     manifest: dict[str, Any]
     failure: str | None = None
+
+
+class _Parts:
+    """Where a finished stage 1 or arm is, by its key: what one run has made, the others copy."""
+
+    def __init__(self, folder: Path) -> None:
+        self._places: dict[str, Path] = {}
+        self._digests: dict[str, dict[str, str]] = {}
+        for path in sorted(folder.glob("*/manifest.json")):
+            manifest = runs.read_json(path)
+            if provenance.is_manifest(manifest) and manifest["assay_version"] == metadata.version("assay"):
+                self.note(_Run(from_dict(manifest["config"]), path.parent, manifest))
+
+    def note(self, run: _Run) -> None:
+        """Notes the finished parts of a run.
+
+        Raises AssayError when another run of the same config was made from other models or another corpus.
+        """
+        key = stage_one_key(run.experiment)
+        if _has_stage_one(run.folder):
+            known = self._digests.setdefault(key, {})
+            if any(known.get(name, digest) != digest for name, digest in run.manifest["digests"].items()):
+                raise AssayError(
+                    f"{str(run.folder)!r} was made from other models or another text than its neighbours, under the "
+                    "same names: move it away, or sweep in another folder"
+                )
+            known |= run.manifest["digests"]
+            self._places.setdefault(key, run.folder / "stage1")
+        for name in finished_arms(run.experiment, run.folder):
+            arm = next(arm for arm in run.experiment.arms if arm.name == name)
+            self._places.setdefault(arm_key(run.experiment, arm), run.folder / "arms" / name)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def bring(self, run: _Run) -> None:
+        """Copies into the folder of a run what others have finished of it, and pins what that was made from."""
+        experiment, key = run.experiment, stage_one_key(run.experiment)
+        if key in self and not _has_stage_one(run.folder):
+            provenance.pin_digests(run.manifest, self._digests[key])
+            runs.write_json(run.folder / "manifest.json", run.manifest)
+            self._copy(key, run.folder / "stage1")
+        for arm in experiment.arms:
+            if arm_key(experiment, arm) in self and arm.name not in finished_arms(experiment, run.folder):
+                self._copy(arm_key(experiment, arm), run.folder / "arms" / arm.name)
+
+    def _copy(self, key: str, place: Path) -> None:
+        def write(temporary: Path) -> None:
+            # nothing is resumed from a copy
+            shutil.copytree(self._places[key], temporary, ignore=shutil.ignore_patterns("checkpoints*"))
+
+        runs.write_atomically(place, write)
+
+
+def _has_stage_one(folder: Path) -> bool:
+    return all((folder / "stage1" / f"held_out-{role}.parquet").exists() for role in ("teacher", "student"))
 
 
 @dataclass
@@ -245,7 +261,7 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
         for unit in (unit for unit in units if unit.is_ready and not is_broken):
             if len(running) >= num_workers:
                 break
-            parts.bring(unit.run.experiment, unit.run.folder)
+            parts.bring(unit.run)
             future = workers.submit(executor, unit.function, unit.run.experiment, unit.run.folder, *unit.arguments)
             running[future] = (unit, time.perf_counter())
             unit.state = "running"
@@ -256,7 +272,7 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
             error = future.exception()
             is_broken = is_broken or isinstance(error, BrokenProcessPool)
             _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
-            parts.note(unit.run.experiment, unit.run.folder)
+            parts.note(unit.run)
             outcome = "done" if error is None else f"failed: {unit.run.failure}"
             _end(unit, "failed" if error else "done", outcome, units, listener)
 
