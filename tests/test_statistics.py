@@ -12,6 +12,7 @@ from scipy import stats
 from assay.errors import AssayError
 from assay.statistics import (
     Estimate,
+    holm,
     mean_estimate,
     mean_over_seeds,
     paired_difference,
@@ -21,6 +22,8 @@ from assay.statistics import (
     smallest_detectable,
     t_interval,
     t_quantile,
+    t_tail_probability,
+    two_sided_p,
 )
 
 
@@ -59,6 +62,41 @@ def test_t_quantile_refuses_what_has_none():
     for probability, degrees_of_freedom in ((0.0, 3), (1.0, 3), (0.9, 0)):
         with pytest.raises(ValueError, match="no t quantile"):
             t_quantile(probability, degrees_of_freedom)
+
+
+@pytest.mark.parametrize("degrees_of_freedom", [1, 2, 3, 10, 31, 383, 4000, 200_001])
+@pytest.mark.parametrize("t", [0.0, 1e-3, 0.7, 1.999, 2.001, -2.5, 5.0, 12.0, 1e4])
+def test_t_tail_probability_is_exact_far_into_the_tail(degrees_of_freedom: int, t: float):
+    exact = 2 * stats.t.sf(abs(t), degrees_of_freedom)
+    assert t_tail_probability(t, degrees_of_freedom) == pytest.approx(exact, rel=1e-9, abs=1e-300)
+
+
+def test_t_tail_probability_inverts_the_quantile_and_refuses_what_has_none():
+    assert t_tail_probability(t_quantile(0.975, 4), 4) == pytest.approx(0.05, rel=1e-9)
+    assert t_tail_probability(1e200, 1) == t_tail_probability(math.inf, 9) == 0.0
+    for t, degrees_of_freedom in ((math.nan, 3), (1.0, 0)):
+        with pytest.raises(ValueError, match="no tail probability"):
+            t_tail_probability(t, degrees_of_freedom)
+
+
+def test_two_sided_p_is_the_paired_t_test_and_defined_without_spread():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=12), rng.normal(0.5, 1, size=12)
+    assert two_sided_p(paired_difference(a, b)) == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+    assert two_sided_p(paired_difference(a, b)) == two_sided_p(paired_difference(b, a))
+    assert two_sided_p(Estimate(0.0, 0.0, 5)) == 1.0
+    assert two_sided_p(Estimate(0.1, 0.0, 5)) == 0.0
+    with pytest.raises(AssayError, match="at least two"):
+        two_sided_p(mean_estimate([1.0]))
+
+
+def test_holm_by_hand():
+    """Sorted 0.01, 0.02, 0.03, 0.30 times 4, 3, 2, 1 is 0.04, 0.06, 0.06, 0.30; ties and 1 are kept in place."""
+    assert holm([0.03, 0.01, 0.30, 0.02]) == pytest.approx([0.06, 0.04, 0.30, 0.06])
+    assert holm([0.02, 0.021]) == pytest.approx([0.04, 0.04])
+    assert holm([0.6, 0.5, 0.9]) == [1.0, 1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
 
 
 def test_t_interval_of_a_paired_difference_is_the_paired_t_test():

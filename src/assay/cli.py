@@ -99,6 +99,24 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> No
     print(write_report(runs, out))
 
 
+def compare(runs: Positional[tuple[Path, ...]], reference: str | None = None, out: Path | None = None) -> None:
+    """Say which arm ends closer to the truth, by how much, how surely, and what differs between the configs.
+
+    Args:
+        runs: Run folders.
+        reference: What every arm is compared with: an arm, a run, or RUN/ARM; by default the first arm of all.
+        out: Where the numbers go in full precision, as CSV.
+    """
+    from assay.comparison import compare_runs, write_csv
+    from assay.comparison_table import print_comparison
+
+    comparison = compare_runs(runs, reference)
+    print_comparison(comparison)
+    if out is not None:
+        write_csv(comparison, out)
+        print(out.resolve())
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -171,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         else:
-            commands = {f.__name__: f for f in (quickstart, run, sweep, report, recipes, bases, tasks)}
+            commands = {f.__name__: f for f in (quickstart, run, sweep, report, compare, recipes, bases, tasks)}
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
         sys.exit(_fail(f"assay: {error}", 2))
