@@ -86,10 +86,10 @@ def sizes(world: Experiment) -> dict[str, Experiment]:
 
 
 def teacher_quality(world: Experiment) -> dict[str, Experiment]:
-    """Teachers after none to four passes of SFT over the oracle's responses, offline and online teacher."""
+    """Teachers after none to four passes of SFT over the oracle's responses; offline alone."""
     return {
         f"{passes:g} passes": dataclasses.replace(
-            _two_arms(world), stage_one=dataclasses.replace(world.stage_one, teacher_epochs=passes)
+            _one_arm(world), stage_one=dataclasses.replace(world.stage_one, teacher_epochs=passes)
         )
         for passes in (0.0, 0.5, 2.0, 4.0)
     }
@@ -114,21 +114,25 @@ def refresh(world: Experiment) -> dict[str, Experiment]:
 
 
 def controls(world: Experiment) -> dict[str, Experiment]:
-    """The world; the oracle as teacher; a random student; a student without SFT."""
-    two = _two_arms(world)
+    """The world; the oracle as teacher; a random student; a student without SFT; offline alone."""
+    one = _one_arm(world)
     return {
-        "as it is": two,
-        "oracle as teacher": dataclasses.replace(two, models=dataclasses.replace(two.models, teacher_is_oracle=True)),
+        "as it is": one,
+        "oracle as teacher": dataclasses.replace(one, models=dataclasses.replace(one.models, teacher_is_oracle=True)),
         "random student": dataclasses.replace(
-            two, models=dataclasses.replace(two.models, student_initialisation="random")
+            one, models=dataclasses.replace(one.models, student_initialisation="random")
         ),
-        "no SFT": dataclasses.replace(two, stage_one=dataclasses.replace(two.stage_one, student_epochs=0.0)),
+        "no SFT": dataclasses.replace(one, stage_one=dataclasses.replace(one.stage_one, student_epochs=0.0)),
     }
 
 
 def _offline(world: Experiment, num_prompts: int, completions: int) -> Experiment:
     distillation = dataclasses.replace(world.distillation, num_prompts=num_prompts, completions_per_prompt=completions)
-    return dataclasses.replace(world, distillation=distillation, arms=(ARMS["offline"],))
+    return dataclasses.replace(_one_arm(world), distillation=distillation)
+
+
+def _one_arm(world: Experiment) -> Experiment:
+    return dataclasses.replace(world, arms=(ARMS["offline"],))
 
 
 def _two_arms(world: Experiment) -> Experiment:
