@@ -176,7 +176,7 @@ def plane(o: Outcomes) -> Figure:
             proxy_S, golden_S = (_mean_curve(o, world, variant, arm, metric)[1] for metric in ("proxy", "golden"))
             axes.plot(proxy_S, golden_S, "-o", ms=3, color=ARM_COLOURS[number], label=readable(arm))
             axes.plot(proxy_S[:1], golden_S[:1], "o", ms=8, mfc="none", mec=INK)
-        axes.set(title=world, xlabel="proxy", ylabel="golden")
+        axes.set(title=world, xlabel="proxy, nats", ylabel="golden, nats")
     return _with_legend(figure, panels[0])
 
 
