@@ -103,11 +103,11 @@ def run_sweep(
         unfinished = []
         for experiment in experiments:
             place = run_folder(experiment, folder)
+            if (place / "manifest.json").exists() and is_finished(place, provenance.open_manifest(experiment, place)):
+                continue  # needs no lock: others may be reading it too
             runs.prepare_folder(place)
             stack.enter_context(runs.locked(place))
-            manifest = provenance.open_manifest(experiment, place)
-            if not is_finished(place, manifest):
-                unfinished.append(_Run(experiment, place, manifest))
+            unfinished.append(_Run(experiment, place, provenance.open_manifest(experiment, place)))
         listener(f"{len(experiments)} runs, {len(experiments) - len(unfinished)} of them finished before")
         parts = _Parts(folder)
         units = _plan(unfinished, parts)
