@@ -14,7 +14,7 @@ from assay.config import Experiment
 from assay.diagnostics.verdict import initial_fall
 from assay.errors import AssayError
 from assay.findings import Contrast, Outcomes, find
-from assay.recipes import sweeps
+from assay.recipes import get_recipe, sweeps
 from assay.recipes.studies import STUDIES, experiments_of
 from assay.sweep import run_folder
 from test_experiment import small
@@ -89,7 +89,7 @@ class Made(Outcomes):
         number = self.variants.index(variant)
         by_arm = {"offline": 2.0, "fresh_10": 1.2, "refresh_10": 1.2}.get(arm, 0.0)
         if variant.endswith("passes") or self.variants[0].endswith("x 1"):
-            growing = variant.endswith("passes") or self.variants[-1] == "12 x 5"
+            growing = variant.endswith("passes") or self.variants[-1] == "a fifth x 5"
             by_arm += 0.3 * (number if growing else -number)
         if variant in ("oracle as teacher", "random student"):
             by_arm = 0.0
@@ -105,7 +105,7 @@ class Made(Outcomes):
         jitter = 0.01 * seed
         rise = self.rise(variant, arm)
         final = 10 + rise + jitter - (0.5 * self.sign if arm.startswith("online") else 0)
-        proxy = 5 + (0.05 * rise if self.variants[-1] == "12 x 5" else rise)
+        proxy = 5 + (0.05 * rise if self.variants[-1] == "a fifth x 5" else rise)
         return {
             "severity_hacking_nats": rise + jitter,
             "golden": {"initial": 10.0, "final": final},
@@ -132,6 +132,14 @@ def test_the_shape_of_every_study_agrees_where_its_claim_holds_by_construction(s
 @pytest.mark.parametrize("study", [name for name in STUDIES if name not in ("online_fraction", "refresh")])
 def test_and_disagrees_where_the_opposite_holds(study: str) -> None:
     assert find(STUDIES[study].shape(Made(study, -1.0)))["finding"] == "disagrees"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_variants_have_the_same_names_in_every_world(study: str) -> None:
+    worlds = {name: get_recipe(name) for name in STUDIES[study].worlds}
+    names = [tuple(STUDIES[study].variants(world)) for world in worlds.values()]
+    assert len(set(names)) == 1
+    assert len(set(names[0])) == len(names[0])
 
 
 def short(seed: int = 7) -> Experiment:
@@ -165,7 +173,7 @@ def test_a_study_goes_from_its_runs_to_its_files(tmp_path: Path) -> None:
     assert "<svg" in page.read_text()
     assert (tmp_path / "out" / "figure.svg").read_text().startswith("<?xml")
     # golden of the file is golden of the run
-    folder = run_folder(experiments["quickstart", 8, "12 x 5"], tmp_path / "runs")
+    folder = run_folder(experiments["quickstart", 8, "a fifth x 5"], tmp_path / "runs")
     summary = json.loads((folder / "summary.json").read_text())
     assert str(summary["arms"][0]["golden"]["final"]) in rows[-1]
     assert "6 of them finished" in sweeps.cost(plan, tmp_path / "runs", 2)[0]

@@ -34,7 +34,10 @@ THREE_SEEDS = FIVE_SEEDS[:3]
 
 @dataclass(frozen=True)
 class Study:
-    """A claim, the shape that its outcome must have, its figure, and the worlds and seeds of the scale "tiny"."""
+    """A claim, the shape that its outcome must have, its figure, and the worlds and seeds of the scale "tiny".
+
+    ``variants`` gives the same names in every world.
+    """
 
     name: str
     claim: str
@@ -53,13 +56,14 @@ def as_it_is(world: Experiment) -> dict[str, Experiment]:
 def same_size(world: Experiment) -> dict[str, Experiment]:
     """Sets of one size: N prompts once, N/2 twice, N/5 five times; offline alone."""
     prompts = world.distillation.num_prompts
-    return {f"{prompts // k} x {k}": _offline(world, prompts // k, k) for k in (1, 2, 5)}
+    shares = {"all x 1": 1, "half x 2": 2, "a fifth x 5": 5}
+    return {name: _offline(world, prompts // k, k) for name, k in shares.items()}
 
 
 def more_completions(world: Experiment) -> dict[str, Experiment]:
     """The same prompts with one, two and four completions each; offline alone."""
     prompts = world.distillation.num_prompts
-    return {f"{prompts} x {k}": _offline(world, prompts, k) for k in (1, 2, 4)}
+    return {f"all x {k}": _offline(world, prompts, k) for k in (1, 2, 4)}
 
 
 def losses(world: Experiment) -> dict[str, Experiment]:
