@@ -29,9 +29,13 @@ def print_comparison(comparison: Comparison) -> None:
     if len({row.run for row in comparison.rows}) > 1 and not comparison.fields:
         console.print("the configs differ in nothing but seed, recipe, task and names of arms", soft_wrap=True)
     _print_contrasts(
-        console, f"\nminus {comparison.reference} at the end, over the same held-out prompts", comparison.paired
+        console,
+        f"\nevery arm less {comparison.reference} at the end, over the same held-out prompts",
+        comparison.paired,
     )
-    _print_contrasts(console, f"\nminus {comparison.reference} and its replicates, over seeds", comparison.over_seeds)
+    _print_contrasts(
+        console, f"\nevery arm less {comparison.reference} and its replicates, over seeds", comparison.over_seeds
+    )
     if comparison.unfinished:
         console.print(escape(f"\nnot finished, left out: {', '.join(comparison.unfinished)}"), soft_wrap=True)
 
