@@ -38,24 +38,25 @@ def write_run(
 ) -> Path:
     """A finished run whose arms end at the given golden and proxy, in the mean over endless prompts.
 
-    ``seed`` draws the prompts, their difficulty and the frozen answers, ``draw`` what the students do.
+    ``seed`` draws the prompts, their difficulty and the frozen answers, ``draw`` what the students do and the
+    order of the rows, which means nothing.
     """
     shared, own = np.random.default_rng(seed), np.random.default_rng([seed, draw])
     ids = [f"p{seed}-{i}" for i in range(num_prompts)]
     difficulty = shared.normal(0, 5, num_prompts)
+    order = own.permutation(num_prompts).tolist()
     probe, records, responses = [], [], []
 
     def add(arm: str, step: int, metric: str, values: np.ndarray) -> float:
         keys = {"arm": arm, "seed": seed, "step": step, "metric": metric}
-        # Rows may come in any order.
-        for i in reversed(range(num_prompts)):
+        for i in order:
             probe.append(keys | {"prompt_id": ids[i], "value_nats": float(values[i]), "num_tokens": 9})
         return float(values.mean())
 
     add("", 0, "d_oracle_teacher", difficulty + 10)
     for writer in ("oracle", "teacher"):
-        for i, prompt_id in enumerate(ids):
-            row = {"arm": "", "seed": seed, "step": 0, "prompt_id": prompt_id, "prompt": f"word {i}:"}
+        for i in order:
+            row = {"arm": "", "seed": seed, "step": 0, "prompt_id": ids[i], "prompt": f"word {i}:"}
             text = f"{writer} says {difficulty[i]}"
             responses.append(
                 row | {"split": "held_out", "writer": writer, "text": text, "num_tokens": 9, "truncated": False}
