@@ -9,6 +9,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from assay.comparison import compare_runs
     from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
     from assay.diagnostics.verdict import Verdict, compare_final, excess_over, judge
     from assay.divergences import DIVERGENCES, divergence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from assay.recipes import get_recipe
     from assay.report.html import write_report
     from assay.statistics import Estimate, Interval
+    from assay.sweep import run_sweep
     from assay.training import distillation_loss, fit, train_step
     from assay.types import Batch, Prompt, Response
 
@@ -31,6 +33,8 @@ _HOME = {
     "assay.config": ("ArmConfig", "Experiment", "SourceConfig", "TrainingConfig"),
     "assay.recipes": ("get_recipe",),
     "assay.experiment": ("run_experiment",),
+    "assay.sweep": ("run_sweep",),
+    "assay.comparison": ("compare_runs",),
     "assay.report.html": ("write_report",),
     "assay.types": ("Batch", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
@@ -71,6 +75,7 @@ __all__ = [
     "Verdict",
     "build_probe",
     "compare_final",
+    "compare_runs",
     "distillation_loss",
     "divergence",
     "excess_over",
@@ -80,6 +85,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "run_experiment",
+    "run_sweep",
     "train_step",
     "write_report",
 ]
