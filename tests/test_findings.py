@@ -202,7 +202,7 @@ def test_plans_that_contradict_themselves_are_refused(arguments: Any, words: str
 
 
 def test_a_recipe_is_planned_over_its_axes_and_seeds() -> None:
-    plan = sweeps.plan("quickstart", ("distillation.num_prompts=64,256", "distillation.training.schedule=linear"), [3])
+    plan = sweeps.plan("quickstart", ("distillation.num-prompts=64,256", "distillation.training.schedule=linear"), [3])
     assert list(plan.experiments) == [
         ("quickstart", 3, "num_prompts = 64, schedule = linear"),
         ("quickstart", 3, "num_prompts = 256, schedule = linear"),

@@ -81,6 +81,7 @@ def _read_axes(axes: Sequence[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for text in axes:
         name, equals, values = text.partition("=")
+        name = name.replace("-", "_")  # as flags write it
         if not equals or not name:
             raise AssayError(f"axis {text!r} cannot be read: write field=A,B, such as distillation.num_prompts=64,256")
         if name in found:
