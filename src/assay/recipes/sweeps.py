@@ -139,7 +139,8 @@ def carry_out(plan: Plan, folder: Path, out: Path, workers: int | None, listener
     outcomes = Outcomes({key: run_folder(experiment, folder) for key, experiment in experiments.items()})
     if plan.study is None:
         runs.write_text(out / "runs.csv", to_csv(run_rows(outcomes)))
-        return write_report([run_folder(experiment, folder) for experiment in experiments.values()], out)
+        folders = [run_folder(experiment, folder) for experiment in experiments.values()]
+        return write_report(folders, out, [variant for _, _, variant in experiments])
     result = {"schema": "assay.finding/1", "recipe": plan.name, "scale": plan.scale, "claim": plan.study.claim}
     result |= find(plan.study.shape(outcomes)) | {"command": _command(plan, plan.study, outcomes)}
     return write_study(out, result, outcomes, plan.study.draw)

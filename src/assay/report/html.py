@@ -52,8 +52,10 @@ _BAND_NOTE = (
 )
 
 
-def write_report(run_directories: Sequence[Path], out: Path) -> Path:
+def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> Path:
     """Write ``out/report.html``, ``out/figures/*.svg`` and ``out/tables/*.csv``; return the path of the page.
+
+    Runs of several experiments are told apart by the names of their folders, or by ``names``, one for each run.
 
     The page stands alone: figures are inside it and it loads nothing. Runs may still be going, as long as each
     has finished an arm. The same files give the same bytes. Each file replaces its predecessor at once, and none
@@ -62,7 +64,7 @@ def write_report(run_directories: Sequence[Path], out: Path) -> Path:
     Raises:
         AssayError: the runs cannot be read (see ``tables.read_study``), or ``out`` cannot be written.
     """
-    study = read_study(run_directories)
+    study = read_study(run_directories, names)
     files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
     pictures = []
     for name, spec in FIGURES.items():

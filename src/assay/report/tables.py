@@ -119,11 +119,11 @@ def identity(curve: Curve) -> Row:
     return {"run": curve.run.directory.name, "arm": curve.arm, "seed": curve.seed}
 
 
-def read_study(run_directories: Sequence[Path]) -> Study:
+def read_study(run_directories: Sequence[Path], names: Sequence[str] | None = None) -> Study:
     """Read and check run directories and join them over runs and seeds.
 
     Runs whose recipe and config agree up to the seed are replicates: their arms share a label. Otherwise the
-    label of an arm names its run too.
+    label of an arm names its run too, by its folder or by ``names``, one for each directory.
 
     Raises:
         AssayError: no directory is given, a file is missing, corrupt or of another format, the same arm and
@@ -133,14 +133,17 @@ def read_study(run_directories: Sequence[Path]) -> Study:
         raise AssayError("no run directory was given: name at least one")
     runs = tuple(read_run(Path(os.path.realpath(directory))) for directory in run_directories)
     experiments = list(dict.fromkeys(run.experiment for run in runs))
-    names = {run.experiment: run.directory.name for run in reversed(runs)}
-    if len(set(names.values())) < len(names):
-        names = {run.experiment: "/".join(run.directory.parts[-2:]) for run in reversed(runs)}
+    if names is not None:
+        name_of = {run.experiment: name for run, name in zip(runs, names, strict=True)}
+    else:
+        name_of = {run.experiment: run.directory.name for run in reversed(runs)}
+    if len(set(name_of.values())) < len(name_of):
+        name_of = {run.experiment: "/".join(run.directory.parts[-2:]) for run in reversed(runs)}
     curves: dict[tuple[str, int], Curve] = {}
     labels: list[str] = []
     for run in sorted(runs, key=lambda run: experiments.index(run.experiment)):
         for arm in run.arm_names:
-            label = visible(arm if len(experiments) == 1 else f"{arm} ({names[run.experiment]})")
+            label = visible(arm if len(experiments) == 1 else f"{arm} ({name_of[run.experiment]})")
             labels.append(label)
             for seed in dict.fromkeys(row["seed"] for row in run.metrics if row["arm"] == arm):
                 if (label, seed) in curves:
