@@ -19,6 +19,7 @@ import pytest
 from assay import run_experiment, runs
 from assay.config import Experiment, TaskConfig, from_dict, to_dict
 from assay.errors import AssayError
+from assay.recipes import sweeps
 from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, experiments_of
 from assay.sweep import arm_key, cells, run_folder, run_sweep, stage_one_key
@@ -116,6 +117,17 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert [arm["source"] for arm in summary_of(run_folder(half, tmp_path))["arms"]] == ["offline"]
     assert runs.read_json(run_folder(half, tmp_path) / "manifest.json")["status"] != "finished"
     assert runs.read_json(run_folder(tiny(arms=1), tmp_path) / "manifest.json")["status"] == "finished"
+
+
+def test_a_sweep_over_axes_ends_with_a_table_and_a_report_that_names_them(
+    swept: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    variants = {("quickstart", 7, name): e for name, e in zip(["both", "one arm"], experiments(), strict=True)}
+    plan = sweeps.Plan("mine", variants, None, "tiny")
+    page = sweeps.carry_out(plan, swept[0], tmp_path, 1, lambda line: None).read_text()
+    assert "offline (both)" in page
+    assert "offline (one arm)" in page
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 2 + 1
 
 
 def test_parts_made_from_another_text_are_not_shared(swept: tuple[Path, list[str]], tmp_path: Path) -> None:
