@@ -50,6 +50,16 @@ def test_distances_vanish_where_the_student_is_the_walker(probe: evaluation.Prob
                 assert values(found, metric).mean() > 0.1
 
 
+def test_top_overlap_counts_the_tokens_that_both_rank_first(probe: evaluation.Probe) -> None:
+    log_p_NV = torch.arange(20.0).expand(3, 20).log_softmax(dim=1)
+    assert evaluation.top_overlap(log_p_NV, log_p_NV) == 3
+    assert evaluation.top_overlap(log_p_NV, log_p_NV.flip(1)) == 0
+    assert evaluation.top_overlap(log_p_NV, log_p_NV.roll(-2, dims=1)) == pytest.approx(3 * 6 / 8)
+    assert evaluation.top_overlap(log_p_NV[:, :5], log_p_NV[:, :5].flip(1)) == 3  # all five of five
+    assert probe.evaluate(gpt2(1), 0).means["top_overlap"] == pytest.approx(1)
+    assert 0 < (probe.evaluate(gpt2(2), 0).means["top_overlap"] or 0) < 1
+
+
 def test_a_student_that_became_the_teacher_sits_at_d_oracle_teacher(probe: evaluation.Probe) -> None:
     golden = next(s for s in probe.sets if s.metric == "golden")
     distance, _ = golden.against(gpt2(1))

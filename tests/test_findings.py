@@ -217,3 +217,18 @@ def test_every_study_is_planned_with_its_cost_at_the_larger_scales(study: str, s
     assert lines[0].startswith(f"{study}: {len(plan.experiments)} runs")
     for word in ("tokens written", "FLOP", "memory", "disk"):
         assert word in lines[-1]
+
+
+def test_no_study_distils_a_base_into_itself() -> None:
+    """Teacher and student of one base start side by side: there would be nothing to hack."""
+    for study in STUDIES.values():
+        worlds = {name: get_recipe(name) for name in study.worlds}
+        for experiment in experiments_of(study, worlds, study.seeds).values():
+            models = experiment.models
+            assert models.teacher != models.student
+            assert models.oracle not in (models.teacher, models.student)
+
+
+def test_the_study_of_sizes_says_when_it_knows_no_smaller_model() -> None:
+    with pytest.raises(AssayError, match="no model smaller than the student translate-student is known"):
+        STUDIES["sizes"].variants(get_recipe("translate_causal"))

@@ -224,12 +224,18 @@ def test_micro_batches_save_memory_and_no_operations() -> None:
 def modules() -> dict[str, object]:
     """The architectures of the table, without weights."""
     with torch.device("meta"):
-        sizes = {"": (768, 12, 12), "-medium": (1024, 24, 16), "-large": (1280, 36, 20)}
+        sizes = {
+            "distilbert/distilgpt2": (768, 6, 12),
+            "openai-community/gpt2": (768, 12, 12),
+            "openai-community/gpt2-medium": (1024, 24, 16),
+            "openai-community/gpt2-large": (1280, 36, 20),
+        }
         made: dict[str, object] = {
-            f"openai-community/gpt2{suffix}": GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=heads))
-            for suffix, (width, layers, heads) in sizes.items()
+            name: GPT2LMHeadModel(GPT2Config(n_embd=width, n_layer=layers, n_head=heads))
+            for name, (width, layers, heads) in sizes.items()
         }
         for name, (width, feed_forward, layers, heads, version) in {
+            "google/t5-efficient-tiny": (256, 1024, 4, 4, {}),
             "google-t5/t5-small": (512, 2048, 6, 8, {}),
             "google-t5/t5-base": (768, 3072, 12, 12, {}),
             "google-t5/t5-large": (1024, 4096, 24, 16, {}),

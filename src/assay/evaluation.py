@@ -70,6 +70,10 @@ def write_responses(
     return responses
 
 
+TOP = 8
+"""How many of the most probable tokens ``top_overlap`` compares."""
+
+
 @dataclass(frozen=True)
 class PerPrompt:
     """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over."""
@@ -106,13 +110,14 @@ class FrozenSet:
             self.kept = self._cache.compute(self.batch)
 
     @torch.no_grad()
-    def against(self, student: LanguageModel) -> tuple[PerPrompt, float]:
+    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
         """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
 
-        Also the student's mean entropy (nats per token) on these prefixes.
+        For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
+        the walker's ``TOP`` most probable tokens that are among the student's.
         """
         values = np.zeros(len(self.batch))
-        entropy, num_tokens = 0.0, self.batch.num_tokens
+        entropy = overlap = 0.0
         for rows, part in by_length(self.batch):
             with student.evaluating():
                 log_q_NV = student.log_probs(part)
@@ -124,10 +129,21 @@ class FrozenSet:
                 value_B = rao_blackwell(log_p_NV, log_q_NV, part.lengths)
                 if self.metric == "proxy":
                     entropy -= float((log_q_NV.exp() * log_q_NV).sum())
+                    overlap += top_overlap(log_p_NV, log_q_NV)
             values[rows] = value_B.double().cpu().numpy()
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
-        return per_prompt, entropy / num_tokens
+        if self.metric != "proxy":
+            return per_prompt, {}
+        num_tokens = self.batch.num_tokens
+        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": overlap / num_tokens}
+
+
+def top_overlap(log_p_NV: Tensor, log_q_NV: Tensor) -> float:
+    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among q's (all of them, if V is less)."""
+    top = min(TOP, log_p_NV.shape[1])
+    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p_NV, log_q_NV))
+    return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
 
 
 class Probe:
@@ -148,7 +164,7 @@ class Probe:
         self._seed = seed
         proxy = next(s for s in sets if s.metric == "proxy")
         assert proxy.walker is not None
-        self._teacher_entropy = proxy.against(proxy.walker)[1]
+        self._teacher_entropy = proxy.against(proxy.walker)[1]["entropy_nats_per_token"]
         self.free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_monitored]
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
@@ -160,11 +176,12 @@ class Probe:
             f"reference_nll_{u}" for u in ("nats", "stderr", "nats_per_token")
         )
         for frozen in self.sets:
-            values, entropy = frozen.against(student)
+            values, company = frozen.against(student)
             per_prompt.append(values)
             means |= mean_columns(values)
             if frozen.metric == "proxy":
-                means["student_entropy_nats_per_token"] = entropy
+                means["student_entropy_nats_per_token"] = company["entropy_nats_per_token"]
+                means["top_overlap"] = company["top_overlap"]
                 means["teacher_entropy_nats_per_token"] = self._teacher_entropy
         samples = write_responses(
             student,

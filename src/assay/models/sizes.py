@@ -77,15 +77,20 @@ def _t5(
 
 
 PUBLIC: dict[str, ModelSize] = {
+    "distilbert/distilgpt2": _gpt2(768, 6, 12),
     "openai-community/gpt2": _gpt2(768, 12, 12),
     "openai-community/gpt2-medium": _gpt2(1024, 24, 16),
     "openai-community/gpt2-large": _gpt2(1280, 36, 20),
+    "google/t5-efficient-tiny": _t5(256, 1024, 4, 4),
     "google-t5/t5-small": _t5(512, 2048, 6, 8),
     "google-t5/t5-base": _t5(768, 3072, 12, 12),
     "google-t5/t5-large": _t5(1024, 4096, 24, 16),
     "google/flan-t5-xl": _t5(2048, 5120, 24, 32, version_1_1=True),
 }
-"""The hub models of recipes/scales.py, from their published shapes [Radford et al. 2019; Raffel et al. 2020]."""
+"""The hub models of recipes/scales.py and recipes/studies.py, from their published shapes.
+
+[Radford et al. 2019; Raffel et al. 2020; Tay et al. 2022]
+"""
 
 
 def size_of(name: str) -> ModelSize | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from assay import findings, study_report
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.errors import AssayError
 from assay.findings import Shape
 from assay.study_report import Draw
 
@@ -28,6 +29,13 @@ ALL_WORLDS = (
     "summarize_seq2seq",
 )
 TWO_WORLDS = ("quickstart", "translate_causal")
+SMALLER = {
+    "define-student": "define-small",
+    "openai-community/gpt2": "distilbert/distilgpt2",
+    "google-t5/t5-base": "google-t5/t5-small",
+    "google-t5/t5-small": "google/t5-efficient-tiny",
+}
+"""Student → the next smaller model with the same tokenizer, pretrained by itself (not a copy of the teacher's base)."""
 FIVE_SEEDS = (11, 12, 13, 14, 15)
 THREE_SEEDS = FIVE_SEEDS[:3]
 
@@ -78,9 +86,18 @@ def schedules(world: Experiment) -> dict[str, Experiment]:
 
 
 def sizes(world: Experiment) -> dict[str, Experiment]:
-    """The world's teacher and student; a student as large as the teacher; a teacher as small as the student."""
+    """The world's teacher and student; a smaller student; the student's size as teacher of the smaller one.
+
+    Raises AssayError when no model smaller than the world's student is known.
+    """
     teacher, student = world.models.teacher, world.models.student
-    pairs = {"as it is": (teacher, student), "large student": (teacher, teacher), "small teacher": (student, student)}
+    if student not in SMALLER:
+        raise AssayError(f"no model smaller than the student {student} is known; give one of {', '.join(SMALLER)}")
+    pairs = {
+        "as it is": (teacher, student),
+        "smaller student": (teacher, SMALLER[student]),
+        "both smaller": (student, SMALLER[student]),
+    }
     return {
         name: dataclasses.replace(
             _two_arms(world), models=dataclasses.replace(world.models, teacher=teacher, student=student)
