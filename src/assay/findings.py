@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from assay import runs
 from assay.diagnostics.verdict import compare_final, initial_fall
@@ -42,6 +43,7 @@ class Outcomes:
         self._folders = dict(folders)
         self.keys = list(folders)
         self._summaries = {key: runs.read_json(folder / "summary.json") for key, folder in folders.items()}
+        self._probes: dict[tuple[str, int, str], pa.Table] = {}
         self.worlds = list(dict.fromkeys(world for world, _, _ in folders))
         self.seeds = list(dict.fromkeys(seed for _, seed, _ in folders))
         self.variants = list(dict.fromkeys(variant for _, _, variant in folders))
@@ -72,8 +74,10 @@ class Outcomes:
         self, world: str, seed: int, variant: str, arm: str = "offline", metric: str = "golden"
     ) -> tuple[np.ndarray, np.ndarray]:
         """Steps [S] and values [S, P] of a metric."""
-        probe = runs.read_table(self._folders[world, seed, variant] / "probe.parquet")
-        return per_prompt(probe, arm, metric)
+        key = (world, seed, variant)
+        if key not in self._probes:
+            self._probes[key] = runs.read_table(self._folders[key] / "probe.parquet")
+        return per_prompt(self._probes[key], arm, metric)
 
     def contrast(self, words: str, value: Value) -> Contrast:
         """``value(world, seed)`` for all worlds and seeds."""
@@ -209,24 +213,22 @@ def worse_teachers_hack_more(o: Outcomes) -> list[Contrast]:
 
 def some_fresh_responses_help(o: Outcomes) -> list[Contrast]:
     """A tenth of fresh responses already helps, and all of them help more."""
-    (variant,) = o.variants
-    return [
-        o.contrast("golden at the end, offline less 10 % fresh", lambda w, s: _gap(o, w, s, variant, "fresh_10")),
-        o.contrast(
-            "golden at the end, 10 % fresh less all fresh",
-            lambda w, s: _gap(o, w, s, variant, "online_teacher") - _gap(o, w, s, variant, "fresh_10"),
-        ),
-    ]
+    return _in_between(o, "fresh_10", "offline less 10 % fresh", "10 % fresh less all fresh")
 
 
 def refreshing_helps(o: Outcomes) -> list[Contrast]:
     """Responses written anew every ten passes already help, and every pass helps more."""
+    return _in_between(o, "refresh_10", "offline less every 10", "every 10 passes less every pass")
+
+
+def _in_between(o: Outcomes, arm: str, above: str, below: str) -> list[Contrast]:
+    """An arm ends closer to the oracle than offline, and the online teacher closer still."""
     (variant,) = o.variants
     return [
-        o.contrast("golden at the end, offline less every 10", lambda w, s: _gap(o, w, s, variant, "refresh_10")),
+        o.contrast(f"golden at the end, {above}", lambda w, s: _gap(o, w, s, variant, arm)),
         o.contrast(
-            "golden at the end, every 10 passes less every pass",
-            lambda w, s: _gap(o, w, s, variant, "online_teacher") - _gap(o, w, s, variant, "refresh_10"),
+            f"golden at the end, {below}",
+            lambda w, s: _gap(o, w, s, variant, "online_teacher") - _gap(o, w, s, variant, arm),
         ),
     ]
 
