@@ -25,7 +25,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from assay import evaluation, get_recipe, run_experiment, runs
+from assay import evaluation, run_experiment, runs
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
@@ -41,21 +41,8 @@ from assay.recipes.scales import SCALES
 from assay.training import save_model
 from assay.types import Batch, Prompt
 from assay.workload import DENSE_VOCABULARY_LIMIT, num_evaluations
+from test_experiment import small
 from tiny_models import gpt2, llama, t5
-
-
-def small(num_steps: int = 12) -> Experiment:
-    """The quickstart with a tenth of its numbers."""
-    experiment = get_recipe("quickstart")
-    training = dataclasses.replace(experiment.distillation.training, num_steps=num_steps, checkpoint_every=5)
-    return dataclasses.replace(
-        experiment,
-        stage_one=dataclasses.replace(experiment.stage_one, num_oracle_prompts=192),
-        distillation=dataclasses.replace(experiment.distillation, num_prompts=64, training=training),
-        probe=dataclasses.replace(
-            experiment.probe, num_prompts=64, num_train_pairs=32, num_monitored=16, num_evaluations=5
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +124,7 @@ EVERY_FIFTH_STEP = ArmConfig("every_fifth_step", (SourceConfig("oracle", 5, "ste
 def test_counts_are_those_of_the_sources_when_every_response_is_long(
     arm: ArmConfig, num_steps: int, completions: int
 ) -> None:
-    experiment = small(num_steps)
+    experiment = small(num_steps=num_steps)
     training = dataclasses.replace(experiment.distillation.training, batch_size=4)
     distillation = dataclasses.replace(
         experiment.distillation, num_prompts=8, completions_per_prompt=completions, training=training
@@ -327,7 +314,7 @@ def test_a_folder_that_cannot_be_read_is_refused_and_an_unknown_hub_id_is_unknow
 
 def test_seeds_share_a_line_and_the_total_adds_up() -> None:
     seeds = {f"quickstart-seed{seed}": dataclasses.replace(small(), seed=seed) for seed in range(3)}
-    other = dataclasses.replace(small(24), recipe="longer")
+    other = dataclasses.replace(small(num_steps=24), recipe="longer")
     lines = plan_lines({**seeds, "longer": other}, 1e9, 2)
     assert [line.split(":")[0] for line in lines] == ["quickstart-seed0", "longer", "total"]
     assert "3 runs" in lines[0]
@@ -360,7 +347,7 @@ def test_what_is_repeated_here_is_what_the_other_modules_have() -> None:
     for num_steps in (1, 3, 12, 13, 300, 5000):
         for times in (4, 5, 14, 24):
             probe = dataclasses.replace(small().probe, num_evaluations=times)
-            experiment = dataclasses.replace(small(num_steps), probe=probe)
+            experiment = dataclasses.replace(small(num_steps=num_steps), probe=probe)
             assert num_evaluations(experiment) == len(evaluation.evaluation_steps(num_steps, times))
 
 
