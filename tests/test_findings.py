@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from assay.errors import AssayError
 from assay.findings import Contrast, Outcomes, find
 from assay.recipes import get_recipe, sweeps
 from assay.recipes.studies import STUDIES, experiments_of
+from assay.report.figures import ARM_COLOURS
 from assay.sweep import run_folder
 from test_experiment import small
 
@@ -170,7 +172,10 @@ def test_a_study_goes_from_its_runs_to_its_files(tmp_path: Path) -> None:
     assert result["command"] == "assay sweep fig6 --worlds quickstart --seeds 7 8"
     rows = (tmp_path / "out" / "runs.csv").read_text().splitlines()
     assert len(rows) == 1 + 6
-    assert "<svg" in page.read_text()
+    # the figure takes the page's colours, which change in the dark, and is not hidden on a phone
+    (figure,) = re.findall(r"<figure>\s*<svg.*</svg>", page.read_text(), flags=re.DOTALL)
+    assert "var(--arm-0)" in figure
+    assert ARM_COLOURS[0] not in figure
     assert (tmp_path / "out" / "figure.svg").read_text().startswith("<?xml")
     # golden of the file is golden of the run
     folder = run_folder(experiments["quickstart", 8, "a fifth x 5"], tmp_path / "runs")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib.style
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from assay import runs
 from assay.diagnostics.verdict import compare_final
 from assay.findings import Outcomes
-from assay.report.figures import ARM_COLOURS, INK, MUTED, PALETTE, STYLE
+from assay.report.figures import ARM_COLOURS, INK, MUTED, in_style, to_svg
+from assay.report.html import fill, inline
 from assay.report.tables import to_csv
 from assay.report.words import nats, readable
 from assay.statistics import mean_over_seeds, t_interval
@@ -35,14 +32,16 @@ def write_study(out: Path, study: Mapping[str, Any], outcomes: Outcomes, draw: D
     ``study`` is the content of result.json: the claim, its finding, and the command that makes it again.
     """
     rows = run_rows(outcomes)
-    means = mean_rows(outcomes)
-    with matplotlib.style.context(STYLE):
-        picture = _svg(draw(outcomes))
+    means = mean_rows(rows)
+    with in_style():
+        picture = to_svg(draw(outcomes))
     files = {
         "runs.csv": to_csv(rows),
         "table.md": table_of_means(study, means),
         "figure.svg": picture,
-        "report.html": _page(study, means, picture),
+        "report.html": fill(
+            "study.html.j2", study=study, contrasts=contrast_rows(study), means=means, picture=inline(picture)
+        ),
     }
     for name, text in files.items():
         runs.write_text(out / name, text)
@@ -68,9 +67,8 @@ def run_rows(o: Outcomes) -> list[Row]:
     return rows
 
 
-def mean_rows(o: Outcomes) -> list[Row]:
-    """One row for each world, variant and arm: means over seeds with t intervals, and the verdicts counted."""
-    rows = run_rows(o)
+def mean_rows(rows: Sequence[Row]) -> list[Row]:
+    """Of ``run_rows``, for each world, variant and arm: means over seeds with t intervals, and the verdicts counted."""
     found = []
     for world, variant, arm in dict.fromkeys((row["world"], row["variant"], row["arm"]) for row in rows):
         mine = [row for row in rows if (row["world"], row["variant"], row["arm"]) == (world, variant, arm)]
@@ -142,29 +140,6 @@ def _markdown(rows: Sequence[Row]) -> list[str]:
         "|" + "---|" * len(head),
         *(f"| {' | '.join(str(row[name]) for name in head)} |" for row in rows),
     ]
-
-
-def _page(study: Mapping[str, Any], means: Sequence[Row], picture: str) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("assay", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("study.html.j2").render(
-        study=study,
-        contrasts=contrast_rows(study),
-        means=means,
-        picture=Markup(picture[picture.index("<svg") :]),
-        palette=PALETTE,
-    )
-
-
-def _svg(figure: Figure) -> str:
-    file = BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue().decode()
 
 
 def plane(o: Outcomes) -> Figure:

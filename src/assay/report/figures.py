@@ -7,6 +7,7 @@ layout of a phone: the same content, panels below each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -305,11 +306,21 @@ FIGURES: dict[str, FigureSpec] = {
 
 def draw(name: str, study: Study, narrow: bool = False) -> tuple[str, Table]:
     """The figure ``name`` as SVG text, the same bytes for the same study, and its table."""
-    with matplotlib.style.context(["default", STYLE]):
+    with in_style():
         figure, table = FIGURES[name].draw(study, narrow)
-        data = BytesIO()
-        figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return data.getvalue().decode("utf-8"), table
+        return to_svg(figure), table
+
+
+def in_style() -> AbstractContextManager[None]:
+    """Within it figures are drawn and saved in ``STYLE``, whatever a user has set."""
+    return matplotlib.style.context(["default", STYLE])
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure that was drawn ``in_style`` as SVG text; called there, the same bytes for the same figure."""
+    data = BytesIO()
+    figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return data.getvalue().decode("utf-8")
 
 
 class _StartAxis:

@@ -8,6 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -75,7 +76,7 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
         banded = name == "training_curves" and any(len(study.curves_of(label)) == 1 for label in study.labels)
         caption = f"{spec.caption} {_BAND_NOTE}" if banded else spec.caption
         pictures.append({"name": name, "title": spec.title, "caption": caption})
-        pictures[-1] |= {"wide": _inline(wide), "narrow": _inline(narrow)}
+        pictures[-1] |= {"wide": inline(wide), "narrow": inline(narrow)}
     files["report.html"] = render(study, pictures)
     _refuse_what_is_in_the_way([out / name for name in files])
     for name, text in files.items():
@@ -85,25 +86,12 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
 
 def render(study: Study, pictures: list[Row]) -> str:
     """The page as HTML; every string that came from a file is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "nats": nats,
-        "interval": interval,
-        "duration": duration,
-        "readable": readable,
-        "visible": lambda value: visible(str(value), keep="\n\t"),
-    }
     first = study.runs[0]
     golden = np.concatenate([study.mean(label, "golden_nats") for label in study.labels])
     # One scale for the small curves of all cards: a healthy arm's must not look like a hacking one's.
     limits = (float(np.nanmin(golden)), float(np.nanmax(golden)))
-    return environment.get_template("template.html.j2").render(
+    return fill(
+        "template.html.j2",
         headline=headline(study),
         recipes=list(dict.fromkeys(run.manifest["recipe"] for run in study.runs)),
         tasks=list(dict.fromkeys(run.summary["task"] for run in study.runs)),
@@ -122,8 +110,37 @@ def render(study: Study, pictures: list[Row]) -> str:
         curves=[curve for curve in study.curves if curve.summary],
         slots={label: slot(study, label) for label in (*study.labels, *study.waiting)},
         runs=[provenance(run) for run in study.runs],
-        palette=PALETTE,
     )
+
+
+def fill(template: str, **fields: Any) -> str:
+    """A template of this folder as HTML; every string among ``fields`` is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "nats": nats,
+        "interval": interval,
+        "duration": duration,
+        "readable": readable,
+        "visible": lambda value: visible(str(value), keep="\n\t"),
+    }
+    return environment.get_template(template).render(palette=PALETTE, **fields)
+
+
+def inline(svg: str) -> Markup:
+    """A figure for within a page: it takes the page's colours, light or dark, and its size from the layout."""
+    # Group ids repeat from figure to figure and nothing refers to them; ids in <defs> are hashes of what they define.
+    body = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
+    head, rest = body.split(">", 1)
+    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
+    for name, colour in PALETTE.items():
+        rest = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", rest)
+    return Markup(f"{head}>{rest}")
 
 
 def headline(study: Study) -> str:
@@ -347,14 +364,3 @@ def _cell(who: str, row: Row, note: str = "") -> Row:
 def _cut(text: str) -> str:
     rest = len(text) - MAX_SAMPLE_CHARACTERS
     return text if rest <= 0 else f"{text[:MAX_SAMPLE_CHARACTERS]} […{rest:,} more characters]"
-
-
-def _inline(svg: str) -> Markup:
-    # Inside the page a figure takes the page's colours, light or dark, and its size from the layout. Group ids
-    # repeat from figure to figure and nothing refers to them; ids in <defs> are hashes of what they define.
-    body = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])
-    head, rest = body.split(">", 1)
-    head = re.sub(r' (?:width|height)="[^"]*"', "", head)
-    for name, colour in PALETTE.items():
-        rest = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", rest)
-    return Markup(f"{head}>{rest}")
