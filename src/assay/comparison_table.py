@@ -6,20 +6,17 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from assay.comparison import ArmRow, Comparison, Contrast, Difference, as_text
 from assay.report.words import brackets, nats, readable
 from assay.statistics import Interval
-
-NARROWEST_TABLE = 100
-"""Columns of a terminal below which rows are lines."""
+from assay.terminal import print_rows
 
 
 def print_comparison(comparison: Comparison) -> None:
     """The comparison on stdout: tables where they fit without wrapping, else short lines."""
     console = Console(highlight=False, emoji=False)
-    _print_rows(console, _ARM_COLUMNS, [_arm_cells(row) for row in comparison.rows], _ARM_LINES)
+    print_rows(console, _ARM_COLUMNS, [_arm_cells(row) for row in comparison.rows], _ARM_LINES)
     console.print(
         "best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher",
         soft_wrap=True,
@@ -46,24 +43,11 @@ _CONTRAST_COLUMNS = ("arm", "reference", "seed", "golden [95 %]", "p", "proxy [9
 _CONTRAST_LINES = "{0} − {1}, seed {2}\n  golden {3}   p {4}\n  proxy {5}   p {6}"
 
 
-def _print_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], lines: str) -> None:
-    """``rows`` of rich markup as a table, or each as ``lines``."""
-    table = Table(*(Column(name, no_wrap=True) for name in columns))
-    for row in rows:
-        table.add_row(*row)
-    natural = console.measure(table, options=console.options.update_width(10_000)).maximum
-    if console.width >= NARROWEST_TABLE and natural <= console.width:
-        console.print(table)
-        return
-    for row in rows:
-        console.print(lines.format(*row), soft_wrap=True)
-
-
 def _print_contrasts(console: Console, title: str, contrasts: Sequence[Contrast]) -> None:
     if not contrasts:
         return
     console.print(escape(f"{title}: below 0 is closer than the reference"), soft_wrap=True)
-    _print_rows(console, _CONTRAST_COLUMNS, [_contrast_cells(contrast) for contrast in contrasts], _CONTRAST_LINES)
+    print_rows(console, _CONTRAST_COLUMNS, [_contrast_cells(contrast) for contrast in contrasts], _CONTRAST_LINES)
 
 
 def _arm_cells(row: ArmRow) -> tuple[str, ...]:

@@ -11,18 +11,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from assay import types
 from assay.config import Experiment
 from assay.report.files import Row
 from assay.report.tables import Run, read_run
 from assay.report.words import brackets, comparison, nats, readable, visible
+from assay.terminal import print_rows
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a stage says where it stands when the output is not a terminal."""
-NARROWEST_TABLE = 100
-"""Columns of a terminal below which verdicts are lines."""
+_COLUMNS = ("arm", "verdict", "hacking [95 %]", "golden", "proxy")
+_LINES = "{0}: {1}, hacking {2}\n  golden {3}   proxy {4}"
 
 
 @contextmanager
@@ -62,17 +62,7 @@ def print_verdicts(folder: Path) -> None:
     """
     run = read_run(folder)
     console = Console(highlight=False)
-    table = Table(*(Column(name, no_wrap=True) for name in ("arm", "verdict", "hacking [95 %]", "golden", "proxy")))
-    rows = [_verdict_cells(arm) for arm in run.summary["arms"]]
-    for row in rows:
-        table.add_row(*row)
-    natural = console.measure(table, options=console.options.update_width(10_000)).maximum
-    if console.width >= NARROWEST_TABLE and natural <= console.width:
-        console.print(table)
-    else:
-        for arm, verdict, hacking, golden, proxy in rows:
-            console.print(f"{arm}: {verdict}, hacking {hacking}", soft_wrap=True)
-            console.print(f"  golden {golden}   proxy {proxy}", soft_wrap=True)
+    print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
     console.print(
         "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
     )
