@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import subprocess
@@ -30,9 +29,7 @@ from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
-from assay.footprint import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.forecast import forecast, measured_flops_per_second, plan_lines
-from assay.models import cached
 from assay.models.bases import BASES
 from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
@@ -40,7 +37,7 @@ from assay.models.sizes import PUBLIC, size_of
 from assay.recipes.scales import SCALES
 from assay.training import save_model
 from assay.types import Batch, Prompt
-from assay.workload import DENSE_VOCABULARY_LIMIT, num_evaluations
+from assay.workload import num_evaluations
 from test_experiment import small
 from tiny_models import gpt2, llama, t5
 
@@ -340,9 +337,6 @@ def test_a_plan_needs_no_torch() -> None:
 
 
 def test_what_is_repeated_here_is_what_the_other_modules_have() -> None:
-    assert inspect.signature(evaluation.write_responses).parameters["batch_size"].default == SAMPLING_BATCH_SIZE
-    assert cached.SCORING_BATCH_SIZE == SCORING_BATCH_SIZE
-    assert cached.DENSE_VOCABULARY_LIMIT == DENSE_VOCABULARY_LIMIT
     assert [name for name, row in DIVERGENCES.items() if row.needs == "tokens"] == ["hard_labels"]
     for num_steps in (1, 3, 12, 13, 300, 5000):
         for times in (4, 5, 14, 24):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from assay.config import ProbeConfig
 from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.models.batching import SAMPLING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs, by_length
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
@@ -47,7 +48,7 @@ def write_responses(
     seed: int,
     sampling_temperature: float = 1.0,
     writer_step: int = 0,
-    batch_size: int = 256,
+    batch_size: int = SAMPLING_BATCH_SIZE,
 ) -> list[Response]:
     """One response per prompt, drawn with seeds that depend on (purpose, seed, prompt) alone."""
     responses: list[Response] = []

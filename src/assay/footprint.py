@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 
 from assay.config import ArmConfig, Experiment
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.models.sizes import ModelSize
 from assay.types import Writer
-from assay.workload import DENSE_VOCABULARY_LIMIT, Sizes, has_signal, num_evaluations, num_pairs, rows_drawn, sft_steps
-
-SAMPLING_BATCH_SIZE = 256
-SCORING_BATCH_SIZE = 64
-"""As in evaluation.py and models/cached.py, which import torch; a test holds them equal."""
+from assay.workload import Sizes, has_signal, num_evaluations, num_pairs, rows_drawn, sft_steps
 
 FLOAT_BYTES = 4
 TRAINED_COPIES = 4

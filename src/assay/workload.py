@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from assay.config import ArmConfig, Experiment, SourceConfig
+from assay.models.batching import DENSE_VOCABULARY_LIMIT
 from assay.models.sizes import ModelSize
 from assay.types import Writer
 
 Sizes = Mapping[Writer, ModelSize]
-
-DENSE_VOCABULARY_LIMIT = 4096
-"""As in models/cached.py, which imports torch; a test holds the two equal."""
 
 
 @dataclass

@@ -8,13 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE
 from assay.models.language_model import LanguageModel
 from assay.types import Batch
-
-DENSE_VOCABULARY_LIMIT = 4096
-"""Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
-
-SCORING_BATCH_SIZE = 64
 
 
 class CachedLogProbs:

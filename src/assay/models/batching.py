@@ -1,0 +1,9 @@
+"""How much models take and keep at a time: the computing and the forecast of its cost go by the same; no torch."""
+
+SAMPLING_BATCH_SIZE = 256
+"""Responses that are written at once, where nothing else is said."""
+
+SCORING_BATCH_SIZE = 64
+
+DENSE_VOCABULARY_LIMIT = 4096
+"""Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
