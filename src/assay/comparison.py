@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from assay import runs as run_files
+from assay.config import flat
 from assay.errors import AssayError, unknown_name
 from assay.report.files import Row, read_manifest
 from assay.report.tables import Run, read_run, to_csv
@@ -192,11 +193,11 @@ class _Arm:
         Texts are compared themselves, whatever corpus they came from. A text does not say where its prompt was cut,
         so the limits count too.
         """
-        digests, flat = self.run.manifest["digests"], _flat(self.run.manifest["config"])
+        digests, config = self.run.manifest["digests"], flat(self.run.manifest["config"])
         prompts = set(self.final("golden")[0])
         answers = {writer: self._answers(writer, prompts) for writer in ("oracle", "teacher")}
-        limits = [flat.get(f"task.{key}") for key in ("template", "max_prompt_tokens")]
-        drawn_with = [self.row.seed, flat.get("task.max_response_tokens")]
+        limits = [config.get(f"task.{key}") for key in ("template", "max_prompt_tokens")]
+        drawn_with = [self.row.seed, config.get("task.max_response_tokens")]
         return {
             "prompts": [sorted(prompts), limits],
             "oracle": digests.get("oracle"),
@@ -297,7 +298,7 @@ def _find_reference(arms: Sequence[_Arm], reference: str | None) -> _Arm:
 def _digests(run: Run) -> dict[str, Any]:
     """Of the base models and the corpus; a student that is drawn with the seed is not a base."""
     digests = {role: run.manifest["digests"].get(role) for role in _DIGEST_OF}
-    if _flat(run.manifest["config"]).get("models.student_initialisation") == "random":
+    if flat(run.manifest["config"]).get("models.student_initialisation") == "random":
         del digests["student"]
     return digests
 
@@ -312,8 +313,12 @@ def _differing(runs: dict[str, Run]) -> dict[tuple[str, str], dict[str, Any]]:
     own: dict[tuple[str, str], dict[str, Any]] = {}
     for name, run in runs.items():
         config = run.manifest["config"]
-        common[name] = _flat({key: value for key, value in config.items() if key not in ("arms", "seed", "recipe")})
-        sources = {arm["name"]: _flat({k: v for k, v in arm.items() if k != "name"}) for arm in config["arms"]}
+        common[name] = flat(
+            {key: value for key, value in config.items() if key not in ("arms", "seed", "recipe")}, in_lists=True
+        )
+        sources = {
+            arm["name"]: flat({k: v for k, v in arm.items() if k != "name"}, in_lists=True) for arm in config["arms"]
+        }
         own |= {(name, entry["source"]): sources.get(entry["source"], {}) for entry in run.summary["arms"]}
     fields = _fields_that_differ(list(common.values()))
     digests = {name: _digests(run) for name, run in runs.items()}
@@ -336,15 +341,6 @@ def _fields_that_differ(configs: Sequence[dict[str, Any]]) -> list[str]:
     """In the order in which they come; an absent field differs from any value."""
     fields = dict.fromkeys(field for config in configs for field in config)
     return [f for f in fields if len({json.dumps(c[f], sort_keys=True) if f in c else "" for c in configs}) > 1]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as dotted names; lists of objects by position, other lists whole."""
-    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        value = {str(position): entry for position, entry in enumerate(value)}
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}
 
 
 def _contrast(arm: _Arm, reference: _Arm, pairs: Sequence[tuple[_Arm, _Arm]]) -> Contrast:

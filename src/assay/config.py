@@ -166,6 +166,16 @@ def config_hash(config: Any) -> str:
     return digest_of(to_dict(config))
 
 
+def flat(value: Any, prefix: str = "", in_lists: bool = False) -> dict[str, Any]:
+    """Nested objects as dotted names; lists whole, or where ``in_lists`` those of objects by position."""
+    if in_lists and isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        value = {str(position): entry for position, entry in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inner = (flat(entry, f"{prefix}.{key}" if prefix else key, in_lists) for key, entry in value.items())
+    return {name: entry for part in inner for name, entry in part.items()}
+
+
 def digest_of(value: Any) -> str:
     """The first 16 hex digits of SHA-256 over the sorted JSON of a plain value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

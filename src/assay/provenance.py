@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import runs
-from assay.config import Experiment, config_hash, to_dict
+from assay.config import Experiment, config_hash, flat, to_dict
 from assay.errors import AssayError
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
@@ -101,16 +101,10 @@ def _new_manifest(experiment: Experiment) -> dict[str, Any]:
 
 
 def _differences(manifest: dict[str, Any], experiment: Experiment) -> list[str]:
-    theirs, ours = _flat(manifest.get("config", {})), _flat(to_dict(experiment))
+    theirs, ours = flat(manifest.get("config", {})), flat(to_dict(experiment))
     missing = object()
     differing = [key for key in sorted(theirs | ours) if theirs.get(key, missing) != ours.get(key, missing)]
     return [f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:3]] or ["unreadable"]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
-    return {prefix: value}
 
 
 def _git_state() -> tuple[str | None, bool | None]:
