@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
 
 from assay.errors import AssayError
 
@@ -80,72 +81,17 @@ def t_interval(estimate: Estimate, confidence: float = 0.95) -> Interval:
 
 
 def t_quantile(probability: float, degrees_of_freedom: int) -> float:
-    """The ``t`` with P(T <= t) = ``probability`` for Student's T with a whole number of degrees of freedom.
-
-    Exact up to rounding: the distribution function is a finite sum in the angle θ = atan(t / sqrt(df))
-    [Abramowitz and Stegun 1964, 26.7.3-4], which is inverted by bisection.
-    """
+    """The ``t`` with P(T <= t) = ``probability`` for Student's T."""
     if not 0 < probability < 1 or degrees_of_freedom < 1:
         raise ValueError(f"no t quantile for probability {probability}, {degrees_of_freedom} degrees of freedom")
-    if probability < 0.5:
-        return -t_quantile(1 - probability, degrees_of_freedom)
-    low, high = 0.0, math.pi / 2
-    while True:
-        angle = (low + high) / 2
-        if angle in (low, high):
-            return math.sqrt(degrees_of_freedom) * math.tan(angle)
-        if _t_central_probability(angle, degrees_of_freedom) < 2 * probability - 1:
-            low = angle
-        else:
-            high = angle
-
-
-def _t_central_probability(angle: float, degrees_of_freedom: int) -> float:
-    """P(|T| <= sqrt(df) · tan(angle))."""
-    odd = degrees_of_freedom % 2
-    # Powers of the cosine below df, of the parity of df - 1; each coefficient is the last times (k-1)/k.
-    k = np.arange(2 + odd, degrees_of_freedom - 1, 2)
-    terms = np.cumprod((k - 1) / k * math.cos(angle) ** 2)
-    if not odd:
-        return math.sin(angle) * float(1 + terms.sum())
-    first = math.cos(angle) if degrees_of_freedom > 1 else 0.0
-    return 2 / math.pi * (angle + math.sin(angle) * first * float(1 + terms.sum()))
+    return float(stdtrit(degrees_of_freedom, probability))
 
 
 def t_tail_probability(t: float, degrees_of_freedom: int) -> float:
-    """P(|T| >= |t|) for Student's T with a whole number of degrees of freedom, precise far into the tail too.
-
-    The regularised incomplete beta function I_x(df/2, 1/2) at x = df / (df + t²): by its continued fraction
-    [DLMF 8.17.22], which converges fast where the answer is small, and as 1 - P(|T| <= |t|) elsewhere.
-    """
+    """P(|T| >= |t|) for Student's T, precise far into the tail too."""
     if degrees_of_freedom < 1 or math.isnan(t):
         raise ValueError(f"no tail probability for t = {t}, {degrees_of_freedom} degrees of freedom")
-    if t * t <= 4:
-        return 1 - _t_central_probability(math.atan(abs(t) / math.sqrt(degrees_of_freedom)), degrees_of_freedom)
-    a, ratio = degrees_of_freedom / 2, t * t / degrees_of_freedom
-    if math.isinf(ratio):
-        return 0.0
-    log_front = math.lgamma(a + 0.5) - math.lgamma(a) - math.lgamma(0.5)
-    # x = 1 / (1 + ratio): x^a (1 - x)^(1/2), without the rounding of 1 - x
-    log_front += 0.5 * (math.log(ratio) - math.log1p(ratio)) - a * math.log1p(ratio)
-    return min(1.0, math.exp(log_front) / a / _beta_continued_fraction(1 / (1 + ratio), a, 0.5))
-
-
-def _beta_continued_fraction(x: float, a: float, b: float) -> float:
-    """1 + d1/(1 + d2/(1 + ...)) of the incomplete beta function [DLMF 8.17.22-23], for x < (a + 1) / (a + b + 2).
-
-    Evaluated forwards by Lentz's method until a term changes nothing any more.
-    """
-    value, c, d, k = 1.0, 1.0, 0.0, 0
-    while abs(c * d - 1) > 1e-15:
-        k += 1
-        m = k // 2
-        numerator = -(a + m) * (a + b + m) if k % 2 else m * (b - m)
-        term = numerator * x / ((a + k - 1) * (a + k))
-        d = 1 / (1 + term * d)
-        c = 1 + term / c
-        value *= c * d
-    return value
+    return float(2 * stdtr(degrees_of_freedom, -abs(t)))
 
 
 def two_sided_p(estimate: Estimate) -> float:
