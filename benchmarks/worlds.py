@@ -16,14 +16,13 @@ import csv
 import dataclasses
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from assay import get_recipe, run_experiment
 from assay.config import Experiment
 from assay.recipes.worlds import WORLDS
+from assay.sweep import cells, run_folder, run_sweep
 
 OUT = Path(__file__).parent / "worlds"
 RECIPES = ["quickstart", *(world.__name__ for world in WORLDS)]
@@ -117,59 +116,43 @@ def write_table(runs: Path, finished_only: bool) -> None:
             )
 
 
-def grid_cell(recipe: str, num_prompts: int, completions: int, folder: Path) -> dict[str, Any]:
-    """One offline arm of a world with other diversity dials, after the stage 1 that is in ``folder``."""
-    import torch
+def grid_experiments() -> list[Experiment]:
+    """Both worlds' recipes with an offline arm alone, at all diversity dials."""
+    axes = {"distillation.num_prompts": GRID_PROMPTS, "distillation.completions_per_prompt": GRID_COMPLETIONS}
+    worlds = [get_recipe(recipe) for recipe in GRID_RECIPES]
+    return [
+        cell for world in worlds for cell in cells(dataclasses.replace(world, arms=world.arms[:1]), axes, [GRID_SEED])
+    ]
 
-    from assay import provenance, runs, stages
-    from assay.results import merge_arms, summarise_arm
 
-    torch.set_num_threads(1)
-    cell = folder / f"prompts{num_prompts}-completions{completions}"
-    experiment = grid_experiment(recipe, num_prompts, completions)
-    cell.mkdir(exist_ok=True)
-    provenance.open_manifest(experiment, cell)
-    if not (cell / "stage1").exists():
-        runs.write_atomically(cell / "stage1", lambda temporary: shutil.copytree(folder / "stage1", temporary))
-    stages.run_arm(experiment, cell, "offline", lambda progress: None)
-    merge_arms(cell, ["offline"])
-    probe, records = runs.read_table(cell / "probe.parquet"), runs.read_records(cell / "metrics.jsonl")
-    arm = summarise_arm(probe, "offline", GRID_SEED, records)
+def grid_row(experiment: Experiment, arm: dict[str, Any]) -> dict[str, Any]:
+    """One row of grid.csv from the offline arm's entry in summary.json."""
     keys = ("severity_nats", "severity_hacking_nats", "severity_overfitting_nats")
-    bounds = {f"{key}_{end}": arm[name][i] for key, name in zip(keys, CI_NAMES, strict=True) for i, end in ENDS}
+    bounds = ("ci95", "ci95_hacking", "ci95_overfitting")
     return {
-        "world": recipe,
-        "num_prompts": num_prompts,
-        "completions_per_prompt": completions,
+        "world": experiment.recipe,
+        "num_prompts": experiment.distillation.num_prompts,
+        "completions_per_prompt": experiment.distillation.completions_per_prompt,
         "verdict": arm["verdict"],
         **{key: arm[key] for key in keys},
-        **bounds,
+        **{
+            f"{key}_{end}": arm[ci][i]
+            for key, ci in zip(keys, bounds, strict=True)
+            for i, end in ((0, "low"), (1, "high"))
+        },
         "golden_final": arm["golden"]["final"],
         "proxy_final": arm["proxy"]["final"],
     }
 
 
-CI_NAMES = ("ci95", "ci95_hacking", "ci95_overfitting")
-ENDS = ((0, "low"), (1, "high"))
-
-
-def grid_experiment(recipe: str, num_prompts: int, completions: int) -> Experiment:
-    """The world's recipe with an offline arm alone and these diversity dials."""
-    experiment = dataclasses.replace(get_recipe(recipe), seed=GRID_SEED)
-    distillation = dataclasses.replace(
-        experiment.distillation, num_prompts=num_prompts, completions_per_prompt=completions
-    )
-    return dataclasses.replace(experiment, arms=experiment.arms[:1], distillation=distillation)
-
-
 def write_grid(runs: Path) -> None:
-    """Runs the cells of both worlds, one process a core, and writes grid.csv and grid.svg."""
-    jobs = []
-    for recipe in GRID_RECIPES:
-        folder = run_world(recipe, GRID_SEED, runs)  # its stage 1 serves all cells
-        jobs += [(recipe, n, k, folder) for n in GRID_PROMPTS for k in GRID_COMPLETIONS]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        rows = list(pool.map(grid_cell, *zip(*jobs, strict=True)))
+    """Runs the cells, each world's from one stage 1, and writes grid.csv and grid.svg."""
+    experiments = grid_experiments()
+    failures = run_sweep(experiments, runs, print)
+    if failures:
+        raise SystemExit(f"{len(failures)} cells failed: {failures}")
+    summaries = [json.loads((run_folder(e, runs) / "summary.json").read_text()) for e in experiments]
+    rows = [grid_row(e, summary["arms"][0]) for e, summary in zip(experiments, summaries, strict=True)]
     with (OUT / "grid.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
