@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from assay import run_experiment, runs
+from assay import run_experiment, runs, sweep, workers
 from assay.config import Experiment, TaskConfig, from_dict, to_dict
 from assay.errors import AssayError
 from assay.recipes import sweeps
@@ -151,6 +153,76 @@ def test_a_sweep_that_needs_a_network_without_one_says_so(tmp_path: Path) -> Non
     assert len(failures) == 2
     assert all("cannot load the tokenizer 'openai-community/gpt2-large'" in reason for reason in failures.values())
     assert all("\n" not in reason for reason in failures.values())
+
+
+class Pool(Executor):
+    """Works at once, but ``slow`` never ends and ``killer`` breaks the pool; broken, it refuses work.
+
+    An arm is called by its name, other work by its function's name.
+    """
+
+    def __init__(self, slow: str = "", killer: str = "", num_calls: int = 1000) -> None:
+        self.slow, self.killer, self.num_calls, self.waiting = slow, killer, num_calls, list[Future[Any]]()
+
+    def submit(self, function: Any, /, *arguments: Any, **_: Any) -> Future[Any]:
+        if self.num_calls == 0:
+            raise BrokenProcessPool
+        self.num_calls -= 1
+        call, future = arguments[3] if len(arguments) > 3 else function.__name__, Future[Any]()
+        if call == self.slow:
+            self.waiting.append(future)
+        elif call == self.killer:
+            self.num_calls = 0
+            for each in [future, *self.waiting]:
+                each.set_exception(BrokenProcessPool())
+        else:
+            try:
+                future.set_result(function(*arguments))
+            except AssayError as error:
+                future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def hollow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that only write the files which say that they are done; an arm called "bad..." fails."""
+
+    def stage_one(experiment: Experiment, folder: Path) -> dict[str, str]:
+        (folder / "stage1").mkdir(exist_ok=True)
+        for role in ("teacher", "student"):
+            (folder / "stage1" / f"held_out-{role}.parquet").touch()
+        return {"corpus": "c"}
+
+    def run_stage(experiment: Experiment, folder: Path, stage: str, name: str) -> None:
+        if name.startswith("bad"):
+            raise AssayError(f"arm {name!r} is bad")
+        (folder / "arms" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "arms" / name / "finished.json").touch()
+
+    def write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> None:
+        for name in ("metrics.jsonl", "probe.parquet", "responses.parquet", "summary.json", "report.html"):
+            (folder / name).touch()
+
+    monkeypatch.setattr(sweep, "make_stage_one", stage_one)
+    monkeypatch.setattr(sweep, "write_results", write_results)
+    monkeypatch.setattr(workers, "run_stage", run_stage)
+
+
+def named(*arms: str, seed: int = 7) -> Experiment:
+    return dataclasses.replace(tiny(seed), arms=tuple(dataclasses.replace(tiny().arms[0], name=arm) for arm in arms))
+
+
+@pytest.mark.usefixtures("hollow")
+def test_a_run_fails_for_its_first_reason(tmp_path: Path) -> None:
+    lines: list[str] = []
+    arms = [("bad",), ("good", "bad-too", "bad-three"), ("bad", "bad-too")]
+    failures = run_sweep([named(*each) for each in arms], tmp_path, lines.append, 1, lambda _: Pool())
+    assert list(failures.values()) == [
+        "arm 'bad' is bad",
+        "arm 'bad-too' is bad",
+        "arm 'bad' failed in the run that it is shared with",
+    ]
+    assert any(line.endswith("arms bad-three failed: arm 'bad-three' is bad") for line in lines)
 
 
 SCRIPT = """

@@ -271,31 +271,32 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
             unit, started = running.pop(future)
             error = future.exception()
             is_broken = is_broken or isinstance(error, BrokenProcessPool)
-            _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
+            reason = _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
             parts.note(unit.run)
-            outcome = "done" if error is None else f"failed: {unit.run.failure}"
-            _end(unit, "failed" if error else "done", outcome, units, listener)
+            _end(unit, "failed" if error else "done", f"failed: {reason}" if error else "done", units, listener)
 
 
-def _settle(unit: _Unit, error: BaseException | None, result: Any, seconds: float) -> None:
-    """Writes into the run's manifest what a unit has found, and notes why it failed."""
+def _settle(unit: _Unit, error: BaseException | None, result: Any, seconds: float) -> str | None:
+    """Writes into the run's manifest what a unit has found; notes and returns why it failed."""
     run, spent = unit.run, unit.run.manifest["stage_seconds"]
     spent[unit.stage] = spent.get(unit.stage, 0.0) + seconds
     run.manifest["wall_seconds"] += seconds  # one core's: units of a run may run side by side
-    if isinstance(error, BrokenProcessPool):
-        run.failure = workers.WORKER_WAS_KILLED
+    missing = [arm.name for arm in run.experiment.arms if arm.name not in finished_arms(run.experiment, run.folder)]
+    reason = None
+    if unit.stage == "report" and missing:
+        reason = f"arm {missing[0]!r} failed in the run that it is shared with"
+    elif isinstance(error, BrokenProcessPool):
+        reason = workers.WORKER_WAS_KILLED
     elif error is not None:
         line = (str(error).splitlines() or [""])[0]
-        run.failure = line if isinstance(error, AssayError) else f"{type(error).__name__}: {line}"
+        reason = line if isinstance(error, AssayError) else f"{type(error).__name__}: {line}"
     elif unit.stage == "stage_one":
         run.manifest["digests"] |= result
     elif unit.stage == "report":
-        missing = [arm.name for arm in run.experiment.arms if arm.name not in finished_arms(run.experiment, run.folder)]
-        if missing:
-            run.failure = run.failure or f"arm {missing[0]!r} failed in the run that it is shared with"
-        else:
-            run.manifest["status"] = "finished"
+        run.manifest["status"], run.failure = "finished", None
+    run.failure = run.failure or reason  # the first is the cause of those that follow
     runs.write_json(run.folder / "manifest.json", run.manifest)
+    return reason
 
 
 def _end(unit: _Unit, state: str, outcome: str, units: Sequence[_Unit], listener: Listener) -> None:
