@@ -225,6 +225,24 @@ def test_a_run_fails_for_its_first_reason(tmp_path: Path) -> None:
     assert any(line.endswith("arms bad-three failed: arm 'bad-three' is bad") for line in lines)
 
 
+@pytest.mark.usefixtures("hollow")
+def test_a_killed_worker_costs_only_its_own_run(tmp_path: Path) -> None:
+    lines: list[str] = []
+    pools = iter([Pool(slow="innocent", killer="greedy"), Pool(killer="greedy"), Pool()])
+    experiments = [named("innocent"), named("greedy", seed=8), named("late", seed=9)]
+    failures = run_sweep(experiments, tmp_path, lines.append, 2, lambda _: next(pools))
+    assert failures == {run_folder(experiments[1], tmp_path).name: workers.WORKER_WAS_KILLED}
+    assert sum("arms innocent done" in line for line in lines) == 1
+
+
+@pytest.mark.usefixtures("hollow")
+def test_a_worker_killed_between_two_units_costs_nothing(tmp_path: Path) -> None:
+    pools = iter([Pool(num_calls=2), Pool()])
+    assert run_sweep([named("a", "b"), named("c", seed=8)], tmp_path, make_executor=lambda _: next(pools)) == {}
+    with pytest.raises(AssayError, match="a worker process ended"):
+        run_sweep([named("d")], tmp_path, make_executor=lambda _: Pool(num_calls=0))
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path

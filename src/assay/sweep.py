@@ -216,6 +216,7 @@ class _Unit:
     needs: list[_Unit] = field(default_factory=list)
     after: list[_Unit] = field(default_factory=list)
     state: str = "waiting"
+    is_suspect: bool = False  # ran beside others when a worker was killed: runs alone the next time
 
     @property
     def is_ready(self) -> bool:
@@ -251,26 +252,40 @@ def _plan(unfinished: Sequence[_Run], parts: _Parts) -> list[_Unit]:
 
 
 def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers: int, listener: Listener) -> None:
-    """Hands units to the executor until all have ended, or a killed worker has broken it."""
+    """Hands units to the executor until all have ended, or a killed worker has broken it.
+
+    Of several units that a broken executor takes with it nobody knows which one is to blame: they wait again.
+    """
     running: dict[Future[Any], tuple[_Unit, float]] = {}
-    is_broken = False
+    is_new, is_broken = True, False
     while True:
         for unit in units:
             if unit.is_doomed:
                 _end(unit, "failed", "left out", units, listener)
-        for unit in (unit for unit in units if unit.is_ready and not is_broken):
-            if len(running) >= num_workers:
+        for unit in sorted((unit for unit in units if unit.is_ready), key=lambda unit: not unit.is_suspect):
+            is_alone = unit.is_suspect or any(other.is_suspect for other, _ in running.values())
+            if is_broken or len(running) >= (1 if is_alone else num_workers):
                 break
             parts.bring(unit.run)
-            future = workers.submit(executor, unit.function, unit.run.experiment, unit.run.folder, *unit.arguments)
+            try:
+                future = workers.submit(executor, unit.function, unit.run.experiment, unit.run.folder, *unit.arguments)
+            except AssayError:  # it broke since it was last heard of
+                if is_new:
+                    raise
+                is_broken = True
+                break
             running[future] = (unit, time.perf_counter())
-            unit.state = "running"
+            unit.state, is_new = "running", False
         if not running:
             return
+        is_alone = len(running) == 1 and not is_broken
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             unit, started = running.pop(future)
             error = future.exception()
             is_broken = is_broken or isinstance(error, BrokenProcessPool)
+            if isinstance(error, BrokenProcessPool) and not is_alone:
+                unit.state, unit.is_suspect = "waiting", True
+                continue
             reason = _settle(unit, error, None if error else future.result(), time.perf_counter() - started)
             parts.note(unit.run)
             _end(unit, "failed" if error else "done", f"failed: {reason}" if error else "done", units, listener)
