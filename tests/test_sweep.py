@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from assay import run_experiment, runs, sweep, workers
+from assay import provenance, run_experiment, runs, sweep, workers
 from assay.config import Experiment, TaskConfig, from_dict, to_dict
 from assay.errors import AssayError
 from assay.recipes import sweeps
@@ -241,6 +241,39 @@ def test_a_worker_killed_between_two_units_costs_nothing(tmp_path: Path) -> None
     assert run_sweep([named("a", "b"), named("c", seed=8)], tmp_path, make_executor=lambda _: next(pools)) == {}
     with pytest.raises(AssayError, match="a worker process ended"):
         run_sweep([named("d")], tmp_path, make_executor=lambda _: Pool(num_calls=0))
+
+
+@pytest.mark.usefixtures("hollow")
+def test_an_experiment_given_twice_is_run_once(tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert run_sweep([named("a"), named("a")], tmp_path, lines.append, 1, lambda _: Pool()) == {}
+    assert lines[0] == "1 runs, 0 of them finished before"
+    with pytest.raises(AssayError, match="at least one worker, not -1"):
+        run_sweep([named("a")], tmp_path, num_workers=-1)
+
+
+@pytest.mark.usefixtures("hollow")
+def test_a_run_of_another_process_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    place = run_folder(named("a"), tmp_path)
+    place.mkdir()
+    with runs.locked(place):
+        runs.write_json(place / "manifest.json", provenance.open_manifest(named("a"), place) | {"started_at": "then"})
+        before = times(tmp_path)
+        with pytest.raises(AssayError, match="another process is working"):
+            run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool())
+        assert times(tmp_path) == before
+
+
+@pytest.mark.usefixtures("hollow")
+def test_a_part_that_cannot_be_shared_stops_only_the_run_that_needs_it(tmp_path: Path) -> None:
+    assert run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool()) == {}
+    begun = run_folder(named("b"), tmp_path)
+    begun.mkdir()
+    manifest = provenance.open_manifest(named("b"), begun)
+    runs.write_json(begun / "manifest.json", manifest | {"digests": {"corpus": "another"}})
+    failures = run_sweep([named("b"), named("c", seed=8)], tmp_path, make_executor=lambda _: Pool())
+    assert list(failures) == [begun.name]
+    assert "the corpus has changed" in failures[begun.name]
 
 
 SCRIPT = """

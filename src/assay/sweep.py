@@ -97,18 +97,20 @@ def run_sweep(
     """
     for experiment in experiments:
         validate(experiment)
-    runs.prepare_folder(folder)
+    if num_workers is not None and num_workers < 1:
+        raise AssayError(f"a sweep needs at least one worker, not {num_workers}")
     num_workers = num_workers or workers.num_cores()
+    runs.prepare_folder(folder)
+    places = {run_folder(experiment, folder): experiment for experiment in experiments}
     with ExitStack() as stack:
         unfinished = []
-        for experiment in experiments:
-            place = run_folder(experiment, folder)
-            if (place / "manifest.json").exists() and is_finished(place, provenance.open_manifest(experiment, place)):
+        for place, experiment in places.items():
+            if _is_finished(experiment, place):
                 continue  # needs no lock: others may be reading it too
             runs.prepare_folder(place)
             stack.enter_context(runs.locked(place))
             unfinished.append(_Run(experiment, place, provenance.open_manifest(experiment, place)))
-        listener(f"{len(experiments)} runs, {len(experiments) - len(unfinished)} of them finished before")
+        listener(f"{len(places)} runs, {len(places) - len(unfinished)} of them finished before")
         parts = _Parts(folder)
         units = _plan(unfinished, parts)
         while any(unit.state == "waiting" for unit in units):  # again when a worker was killed: its pool is lost
@@ -123,6 +125,15 @@ def run_sweep(
 def run_folder(experiment: Experiment, folder: Path) -> Path:
     """Where a sweep in ``folder`` keeps the run of an experiment."""
     return folder / f"{experiment.recipe}-seed{experiment.seed}-{config_hash(experiment)[:8]}"
+
+
+def _is_finished(experiment: Experiment, place: Path) -> bool:
+    """Whether nothing is left to do; only reads, since the folder may be another process's."""
+    if not (place / "manifest.json").exists():
+        return False
+    manifest = runs.read_json(place / "manifest.json")
+    own = provenance.is_manifest(manifest) and manifest["config_hash"] == config_hash(experiment)
+    return own and is_finished(place, manifest)
 
 
 def stage_one_key(experiment: Experiment) -> str:
@@ -266,7 +277,12 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
             is_alone = unit.is_suspect or any(other.is_suspect for other, _ in running.values())
             if is_broken or len(running) >= (1 if is_alone else num_workers):
                 break
-            parts.bring(unit.run)
+            try:
+                parts.bring(unit.run)
+            except AssayError as error:
+                unit.run.failure = unit.run.failure or str(error)
+                _end(unit, "failed", f"failed: {error}", units, listener)
+                continue
             try:
                 future = workers.submit(executor, unit.function, unit.run.experiment, unit.run.folder, *unit.arguments)
             except AssayError:  # it broke since it was last heard of
