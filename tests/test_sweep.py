@@ -265,6 +265,22 @@ def test_a_run_of_another_process_is_refused_and_left_as_it_is(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("hollow")
+def test_a_sweep_killed_while_it_wrote_its_first_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KillError(BaseException):
+        pass
+
+    def kill(*_: Any, **__: Any) -> None:
+        raise KillError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "replace", kill)
+        patch.setattr(runs.shutil, "rmtree", kill)
+        with pytest.raises(KillError):
+            run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool())
+    assert run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool()) == {}
+
+
+@pytest.mark.usefixtures("hollow")
 def test_a_part_that_cannot_be_shared_stops_only_the_run_that_needs_it(tmp_path: Path) -> None:
     assert run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool()) == {}
     begun = run_folder(named("b"), tmp_path)

@@ -34,7 +34,8 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not path.exists():
-        if any(child.name != runs.LOCK for child in folder.iterdir()):
+        # a process that was killed while it wrote the manifest leaves what write_atomically had begun
+        if any(child.name != runs.LOCK and not child.name.startswith(f".{path.name}.") for child in folder.iterdir()):
             raise AssayError(f"{str(folder)!r} is not empty and holds no run: choose another folder with --out")
         manifest = _new_manifest(experiment)
         runs.write_json(path, manifest)
