@@ -443,6 +443,17 @@ def test_narrow_terminals_get_lines_and_wide_ones_tables(
     assert row.count("other prompts") == 2
 
 
+def test_runs_with_other_arms_are_not_said_to_differ_in_names_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["config"]["arms"][0]["sources"][0]["refresh_every"] = 1
+
+    a = write_run(tmp_path / "a", {"offline": (14.0, 7.0)})
+    print_comparison(compare_runs([a, write_run(tmp_path / "b", {"online": (12.0, 6.0)}, edit=edit)]))
+    assert "nothing but seed, recipe, task and choice of arms" in capsys.readouterr().out
+
+
 def test_real_runs_compare_with_what_the_pipeline_says_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tiny runs of one seed: the arms of a run pair as in its summary, the runs pair since stage 1 is the same."""
     import dataclasses

@@ -24,7 +24,7 @@ def print_comparison(comparison: Comparison) -> None:
     for field in comparison.fields:
         console.print(escape(f"{field}: {_values(comparison.rows, field)}"), soft_wrap=True)
     if len({row.run for row in comparison.rows}) > 1 and not comparison.fields:
-        console.print("the configs differ in nothing but seed, recipe, task and names of arms", soft_wrap=True)
+        console.print("the configs differ in nothing but seed, recipe, task and choice of arms", soft_wrap=True)
     _print_contrasts(
         console,
         f"\nevery arm less {comparison.reference} at the end, over the same held-out prompts",
