@@ -78,6 +78,13 @@ def test_a_finished_run_calibrates_its_own_forecast(run: Path, tmp_path: Path) -
     runs.write_json(unfinished, manifest | {"status": "running"})
     runs.write_json(elsewhere, manifest | {"hardware": manifest["hardware"] | {"processor": "abacus"}})
     assert measured_flops_per_second([unfinished, elsewhere]) is None
+    # a sweep notes the seconds of all workers together, and what cost none because it was copied
+    swept, sharing = tmp_path / "swept.json", tmp_path / "sharing.json"
+    stages = {"wall_seconds": manifest["wall_seconds"] * workers, "stage_seconds": {"stage_one": 1.0}}
+    runs.write_json(swept, manifest | stages)
+    runs.write_json(sharing, manifest | {"wall_seconds": 1e-3, "copied": ["stage1"]})
+    assert measured_flops_per_second([swept]) == pytest.approx(speed)
+    assert measured_flops_per_second([sharing]) is None
 
 
 # --- exact counts

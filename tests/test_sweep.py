@@ -69,6 +69,8 @@ def test_a_shared_part_is_made_once(swept: tuple[Path, list[str]]) -> None:
     assert not list(second.glob("stage1/checkpoints*")), "a copied stage 1 was trained again"
     assert list(first.glob("stage1/checkpoints*"))
     assert summary_of(second)["arms"] == summary_of(first)["arms"][:1]
+    assert "copied" not in runs.read_json(first / "manifest.json")
+    assert runs.read_json(second / "manifest.json")["copied"] == ["stage1", "arms/offline"]
 
 
 def test_a_finished_sweep_answers_at_once_and_touches_nothing(swept: tuple[Path, list[str]]) -> None:

@@ -75,7 +75,8 @@ def measured_flops_per_second(manifest_paths: Iterable[Path]) -> float | None:
     """Forecast operations per second and worker process, over the finished runs of this machine; None without any.
 
     Numerator and denominator are both whole runs (upper bound; wall time with start-up and report), so a forecast of
-    a like run divided by this is a measurement. Manifests of other processors and unfinished runs are left out.
+    a like run divided by this is a measurement. Manifests of other processors, unfinished runs and runs that have
+    copied a part from another one are left out.
     """
     flops, worker_seconds = 0, 0.0
     for path in manifest_paths:
@@ -84,9 +85,11 @@ def measured_flops_per_second(manifest_paths: Iterable[Path]) -> float | None:
             continue
         experiment = from_dict(manifest["config"])
         found = forecast(experiment)
-        if found.flops is not None:
+        if found.flops is not None and not manifest.get("copied"):
             flops += found.flops
-            num_workers = min(manifest["hardware"]["cores"], max(2, len(experiment.arms)))
+            # a sweep adds up the seconds of its workers, and makes stage 1 in one piece
+            swept = "stage_one" in manifest["stage_seconds"]
+            num_workers = 1 if swept else min(manifest["hardware"]["cores"], max(2, len(experiment.arms)))
             worker_seconds += manifest["wall_seconds"] * num_workers
     return flops / worker_seconds if worker_seconds > 0 else None
 

@@ -198,18 +198,20 @@ class _Parts:
         experiment, key = run.experiment, stage_one_key(run.experiment)
         if key in self and not _has_stage_one(run.folder):
             provenance.pin_digests(run.manifest, self._digests[key])
-            runs.write_json(run.folder / "manifest.json", run.manifest)
-            self._copy(key, run.folder / "stage1")
+            self._copy(key, run, "stage1")
         for arm in experiment.arms:
             if arm_key(experiment, arm) in self and arm.name not in finished_arms(experiment, run.folder):
-                self._copy(arm_key(experiment, arm), run.folder / "arms" / arm.name)
+                self._copy(arm_key(experiment, arm), run, f"arms/{arm.name}")
 
-    def _copy(self, key: str, place: Path) -> None:
+    def _copy(self, key: str, run: _Run, part: str) -> None:
+        run.manifest["copied"] = list(dict.fromkeys([*run.manifest.get("copied", []), part]))
+        runs.write_json(run.folder / "manifest.json", run.manifest)
+
         def write(temporary: Path) -> None:
             # nothing is resumed from a copy
             shutil.copytree(self._places[key], temporary, ignore=shutil.ignore_patterns("checkpoints*"))
 
-        runs.write_atomically(place, write)
+        runs.write_atomically(run.folder / part, write)
 
 
 def _has_stage_one(folder: Path) -> bool:
