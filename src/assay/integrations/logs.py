@@ -1,0 +1,1 @@
+"""Reading training logs: of assay, of transformers, TensorBoard, W&B and Trackio, or plain tables."""
