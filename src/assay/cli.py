@@ -117,6 +117,39 @@ def compare(runs: Positional[tuple[Path, ...]], reference: str | None = None, ou
         print(out.resolve())
 
 
+def diagnose(
+    log: Positional[Path],
+    proxy: str | None = None,
+    train: str | None = None,
+    reference: str | None = None,
+    golden: str | None = None,
+    step: str | None = None,
+    columns: tuple[str, ...] = (),
+    arm: str | None = None,
+    as_json: Annotated[bool, arg(name="json")] = False,
+    figure: Path | None = None,
+) -> None:
+    """Say from a training log alone whether the student still gets better, and which checkpoint to keep.
+
+    Args:
+        log: A CSV, JSONL, JSON or parquet file, a trainer_state.json, TensorBoard events, or a run folder of assay.
+        proxy: Column with the distance from the teacher (or a loss) on held-out prompts. Columns that are not named are
+            guessed, and the guess is said; "none" leaves one out.
+        train: The same, or the loss, on the prompts that are trained on.
+        reference: NLL of held-out references.
+        golden: Distance from the oracle, if there is one.
+        step: Optimiser step.
+        columns: Others, as name=column; the names are those of docs/detector.md.
+        arm: Which arm of a run folder; the first by default.
+        as_json: One JSON object on stdout and nothing else.
+        figure: An .svg file; diagnosis.svg here by default, or none with --json.
+    """
+    from assay.diagnosing import diagnose_log
+
+    named = {"proxy": proxy, "train_proxy": train, "reference_nll": reference, "golden": golden, "step": step}
+    diagnose_log(log, {name: column for name, column in named.items() if column}, columns, arm, as_json, figure)
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -189,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         else:
-            commands = {f.__name__: f for f in (quickstart, run, sweep, report, compare, recipes, bases, tasks)}
+            commands = {
+                f.__name__: f for f in (quickstart, run, sweep, report, compare, diagnose, recipes, bases, tasks)
+            }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
         sys.exit(_fail(f"assay: {error}", 2))

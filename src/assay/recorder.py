@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from assay import runs
 from assay.config import Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
+from assay.diagnostics.detector import Detector
 from assay.errors import AssayError
 from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
 from assay.models.pretrained import PretrainedModel
@@ -25,7 +26,8 @@ class Recorder:
 
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``. A resumed arm drops what it had recorded beyond
-    its last checkpoint, which it will repeat.
+    its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on the records up
+    to it, without golden.
     """
 
     def __init__(
@@ -44,12 +46,15 @@ class Recorder:
         self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
         self.log = folder / "metrics.jsonl"
         self.records: list[dict[str, Any]] | None = None
+        self.detector = Detector()
 
     def __call__(self, state: FitState, student: PretrainedModel) -> None:
         """Evaluates if this step is due, and says where the arm stands."""
         if self.records is None:
             runs.keep_records(self.log, lambda record: record["step"] <= state.step)
             self.records = runs.read_records(self.log)
+            for record in self.records:
+                self.detector.update(_as_a_log(record))
             missing = {step for step in self.steps if step < state.step} - {r["step"] for r in self.records}
             if missing:
                 raise AssayError(
@@ -77,6 +82,7 @@ class Recorder:
         if all(golden <= record["golden_nats"] for record in self.records or ()):
             runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
         record = self._identity(state) | found.means | self._expenses(state)
+        record["detector_score"] = self.detector.update(_as_a_log(record))
         runs.append_record(self.log, record)
         return record
 
@@ -93,6 +99,7 @@ class Recorder:
         losses = state.losses[max((step for step in self.steps if step < state.step), default=0) :]
         counters = self.mixture.sources[0].counters
         return {
+            "response_uses": self.mixture.response_uses,
             "train_loss_nats_per_token": sum(losses) / len(losses) if losses else None,
             "learning_rate": learning_rate_at(max(state.step - 1, 0), self.training),
             "generated_tokens": counters.generated_tokens,
@@ -112,6 +119,16 @@ class Recorder:
         shown = self.probe.free_prompts[: len(found.samples)]
         samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
         runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
+
+
+def _as_a_log(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the detector may see of a record: all that a run without an oracle has too."""
+    columns = {
+        "proxy": "proxy_nats",
+        "train_proxy": "train_proxy_nats",
+        "reference_nll": "reference_nll_nats",
+    }
+    return {"step": record["step"], **{name: record[column] for name, column in columns.items()}}
 
 
 def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:

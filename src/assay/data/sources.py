@@ -26,19 +26,23 @@ from assay.types import Batch, Dense, Prompt, Response, Sample, Writer
 class Counters:
     """What the sources of an arm have spent so far. ``teacher_tokens`` counts what the teacher wrote or scored."""
 
+    num_responses: int = 0
     generated_tokens: int = 0
     teacher_tokens: int = 0
     sample_seconds: float = 0.0
     teacher_seconds: float = 0.0
 
     def as_list(self) -> list[float]:
-        """The four numbers in their order."""
-        return [self.generated_tokens, self.teacher_tokens, self.sample_seconds, self.teacher_seconds]
+        """The five numbers in their order."""
+        return [
+            *(self.num_responses, self.generated_tokens, self.teacher_tokens),
+            *(self.sample_seconds, self.teacher_seconds),
+        ]
 
     def take(self, numbers: Sequence[float]) -> None:
-        """Set the four numbers from ``as_list``."""
-        self.generated_tokens, self.teacher_tokens = int(numbers[0]), int(numbers[1])
-        self.sample_seconds, self.teacher_seconds = numbers[2], numbers[3]
+        """Set the five numbers from ``as_list``."""
+        self.num_responses, self.generated_tokens, self.teacher_tokens = map(int, numbers[:3])
+        self.sample_seconds, self.teacher_seconds = numbers[3:]
 
 
 @dataclass
@@ -125,6 +129,7 @@ class ResponseSource:
             if response.prompt_id != self._prompt_of(pair).id:
                 raise AssayError(f"stored response {pair} belongs to prompt {response.prompt_id!r}, not to its pair")
             self._stored[pair] = _Stored(response)
+        self.counters.num_responses += len(responses)
 
     def state(self) -> dict[str, Tensor]:
         """All that a resumed run needs to go on with the same responses in the same order."""
@@ -199,6 +204,7 @@ class ResponseSource:
             self.counters.teacher_tokens += num_tokens if writer == "teacher" else 0
         for pair, text, seed, num_draws in zip(pairs, texts, seeds, draws, strict=True):
             self._stored[pair] = _Stored(self._response(pair, text, seed, step), num_draws)
+        self.counters.num_responses += len(pairs)
         self.counters.sample_seconds += time.perf_counter() - started
 
     def _response(self, pair: int, token_ids: tuple[int, ...], seed: int, writer_step: int) -> Response:
@@ -248,6 +254,11 @@ class Mixture:
     def epoch(self) -> float:
         """Passes over the pairs so far, in the source that has made the most."""
         return max(source.rows_drawn / source.num_pairs for source in self.sources)
+
+    @property
+    def response_uses(self) -> float:
+        """How often a response was drawn so far, averaged over all that were written; below 1 in the first pass."""
+        return sum(source.rows_drawn for source in self.sources) / max(self.sources[0].counters.num_responses, 1)
 
     def batch(self, step: int, student: LanguageModel) -> Batch:
         """The batch of optimiser step ``step``: a function of the state, the step and the student's weights."""

@@ -45,6 +45,8 @@ class Law:
     floor_p_value: float | None
     residuals: Floats
     covariance: Floats
+    free: Floats
+    free_covariance: Floats
 
     @property
     def num_parameters(self) -> int:
@@ -77,17 +79,18 @@ class Law:
         return _natural(self._theta, self.scale, self.last_step)
 
     def intervals(self, num_draws: int = 2000) -> dict[str, list[float]]:
-        """95 % intervals of a, b, c and t0 from draws of the fit's normal approximation, cut at the parameters' bounds.
+        """95 % intervals of a, b, c and t0, with the floor free whatever the F test says, within their bounds.
 
-        A floor of 0 has the interval [0, 0]: the F test has decided it.
+        From draws of the fit's multivariate t approximation. With too few points for a free floor it is taken as 0.
         """
-        draws = np.random.default_rng(0).multivariate_normal(
-            self._theta[: self.num_parameters], self.covariance, size=num_draws, check_valid="ignore"
-        )
-        low, high = _bounds(self.num_parameters)
-        full = np.zeros((num_draws, 4))
-        full[:, : self.num_parameters] = np.clip(draws, low, high)
-        named = [_natural(theta, self.scale, self.last_step) for theta in full]
+        rng, free = np.random.default_rng(0), len(self.free)
+        draws = rng.multivariate_normal(np.zeros(free), self.free_covariance, size=num_draws, check_valid="ignore")
+        degrees = self.num_points - free
+        draws /= np.sqrt(rng.chisquare(degrees, size=(num_draws, 1)) / degrees)
+        low, high = _bounds(free)
+        named = [
+            _natural(_padded(theta), self.scale, self.last_step) for theta in np.clip(self.free + draws, low, high)
+        ]
         return {
             name: [float(limit) for limit in np.quantile([one[name] for one in named], [0.025, 0.975])]
             for name in ("a", "b", "c", "t0")
@@ -115,19 +118,23 @@ def fit_law(steps: Floats, values: Floats, noise_floor: float = 0.0) -> Law | st
         return "the curve does not fall"
     y = y / scale
     theta, floor_p = _fit(x, y, 3), None
+    free = theta[:3]
     if len(x) > MIN_POINTS:
-        with_floor = _fit(x, y, 4)
-        floor_p = _floor_p_value(_sum_of_squares(theta, x, y), _sum_of_squares(with_floor, x, y), len(x) - 4)
-        theta = with_floor if floor_p < FLOOR_LEVEL and with_floor[3] > 0 else theta
-    num_parameters = 4 if theta[3] > 0 else 3
-    residuals = y - _values(theta, x)
-    spread = math.sqrt(float(residuals @ residuals) / (len(x) - num_parameters))
-    noise = max(spread, noise_floor / scale, 1e-9)
-    jacobian = _jacobian(theta, x)[:, :num_parameters]
-    covariance = noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
+        free = _fit(x, y, 4)
+        floor_p = _floor_p_value(_sum_of_squares(theta, x, y), _sum_of_squares(free, x, y), len(x) - 4)
+        theta = free if floor_p < FLOOR_LEVEL and free[3] > 0 else theta
+    noise, covariance = _spread(theta[: 4 if theta[3] > 0 else 3], x, y, noise_floor / scale)
     amplitude, b, plateau, floor = map(float, theta)
+    free_covariance = _spread(free, x, y, noise_floor / scale)[1]
     return Law(amplitude, b, floor, plateau, scale, float(steps[-1]), noise * scale, first, len(x), floor_p,
-               residuals * scale, covariance)  # fmt: skip
+               (y - _values(theta, x)) * scale, covariance, free, free_covariance)  # fmt: skip
+
+
+def _spread(theta: Floats, x: Floats, y: Floats, noise_floor: float) -> tuple[float, Floats]:
+    """Noise of one evaluation, and the covariance of these parameters."""
+    residuals, jacobian = y - _values(_padded(theta), x), _jacobian(_padded(theta), x)[:, : len(theta)]
+    noise = max(math.sqrt(float(residuals @ residuals) / (len(x) - len(theta))), noise_floor, 1e-9)
+    return noise, noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
 
 
 def _values(theta: Floats, x: Floats) -> Floats:

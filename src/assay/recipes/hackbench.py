@@ -72,12 +72,21 @@ LEARNING: list[Turn] = [
 
 def hackbench_experiments() -> list[Experiment]:
     """All experiments, those of the studies first, then the first seed of every world."""
-    found = [
-        experiment
-        for study in STUDIES.values()
-        for experiment in experiments_of(study, {name: get_recipe(name) for name in study.worlds}, study.seeds).values()
-    ]
+    found = _of_studies()
     worlds = [get_recipe(name) for name in ALL_WORLDS]
     for seed, turned in ((SEED, [*DIVERSITY, *LEARNING]), (SECOND_SEED, DIVERSITY)):
         found += [dataclasses.replace(turn(world), seed=seed) for world in worlds for turn in turned]
     return list({config_hash(experiment): experiment for experiment in found}.values())
+
+
+def is_of_a_study(experiment: Experiment) -> bool:
+    """Whether the experiment was there before HackBench: the detector's checks were chosen on those runs."""
+    return config_hash(experiment) in set(map(config_hash, _of_studies()))
+
+
+def _of_studies() -> list[Experiment]:
+    return [
+        experiment
+        for study in STUDIES.values()
+        for experiment in experiments_of(study, {name: get_recipe(name) for name in study.worlds}, study.seeds).values()
+    ]

@@ -1,0 +1,99 @@
+"""``assay diagnose``: from a log file to the verdict in a terminal, the JSON object and the figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from assay.diagnostics.detector import Diagnosis, diagnose
+from assay.diagnostics.trajectory import COLUMNS
+from assay.diagnostics.truth import Case
+from assay.errors import AssayError, unknown_name
+from assay.integrations.logs import Log, read_log
+from assay.report.diagnosis import write_diagnosis
+from assay.report.files import read_summary
+from assay.report.words import readable, visible
+
+_MEANING = {
+    "healthy": "no sign that the truth has turned",
+    "hacking_suspected": "the truth has probably turned up, while the teacher is still imitated better or as well",
+    "teacher_hacking": "the truth has turned up while the held-out proxy fell or stagnated",
+    "overfitting": "the truth and the held-out proxy have turned up together",
+    "benign_disagreement": "the held-out proxy has turned up, the truth has not",
+    "undecided": "the log does not tell",
+}
+
+
+def diagnose_log(
+    path: Path,
+    named: Mapping[str, str],
+    columns: Sequence[str],
+    arm: str | None,
+    as_json: bool,
+    figure: Path | None,
+) -> Diagnosis:
+    """Reads, diagnoses and prints; guesses go to stderr. Raises AssayError for a log that cannot be used."""
+    log = read_log(path, {**named, **_pairs(columns)}, arm)
+    for guess in log.guesses:
+        print(f"assay: {guess}", file=sys.stderr)
+    found = diagnose(log.trajectory, _judged(log))
+    if figure is None and not as_json:
+        figure = Path("diagnosis.svg")
+    if figure is not None:
+        write_diagnosis(log.trajectory, found, figure)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        print_diagnosis(found)
+        print(figure.resolve() if figure else "")
+    return found
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The verdict as a sentence, what to do, the reasons, and every check."""
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    score = "no score" if diagnosis.score is None else f"score {diagnosis.score:.2f}"
+    console.print(f"[bold]{readable(diagnosis.verdict)}[/bold] ({score}): {_MEANING[diagnosis.verdict]}")
+    since = "" if diagnosis.onset_step is None else f"; it began about step {diagnosis.onset_step:g}"
+    console.print(f"keep the checkpoint of step {diagnosis.recommended_step:g}{since}")
+    for reason in diagnosis.reasons:
+        console.print(escape(f"  {reason}"))
+    if diagnosis.law is None:
+        console.print(escape(f"law: none, {diagnosis.law_reason}"))
+    else:
+        numbers = diagnosis.law.parameters()
+        limits = diagnosis.law.intervals()
+        shown = ", ".join(f"{k} = {v:.3g} [{limits[k][0]:.3g}, {limits[k][1]:.3g}]" for k, v in numbers.items())
+        console.print(escape(f"law: proxy = c + a·(t + t0)^-b, {shown}; {diagnosis.law_reason}"))
+    missing = [s.code for s in diagnosis.signals if s.status == "not_applicable"]
+    passed = [s.code for s in diagnosis.signals if s.status == "pass"]
+    console.print(f"passed: {' '.join(passed) or 'none'}; not applicable: {' '.join(missing) or 'none'}")
+
+
+def _judged(log: Log) -> Case | None:
+    """The verdict of a finished run of assay, from per-prompt values of golden."""
+    if log.folder is None or not (log.folder / "summary.json").exists() or log.trajectory.get("golden") is None:
+        return None
+    for entry in read_summary(log.folder / "summary.json")["arms"]:
+        if entry["source"] == log.arm:
+            onset = entry["onset_step"]
+            return Case(entry["verdict"], visible(entry["reason"]), float(entry["best_step"]),
+                        None if onset is None else float(onset))  # fmt: skip
+    return None
+
+
+def _pairs(columns: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in columns:
+        name, equals, column = text.partition("=")
+        if not equals or not column:
+            raise AssayError(f"--columns {text!r} cannot be read: write name=column, such as top_overlap=overlap")
+        if name not in (*COLUMNS, "step"):
+            raise unknown_name("column", name, [*COLUMNS, "step"])
+        found[name] = column
+    return found

@@ -1,0 +1,65 @@
+"""The picture of a diagnosis: the law with its band and the departure from it, and the curves that decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from assay import runs
+from assay.diagnostics.detector import Diagnosis
+from assay.diagnostics.trajectory import Trajectory
+from assay.errors import AssayError
+from assay.report.figures import ARM_COLOURS, INK, MUTED, in_style, to_svg
+from assay.report.words import readable
+
+_CURVES = {"proxy": "held-out proxy", "train_proxy": "train proxy", "reference_nll": "NLL of references",
+           "golden": "golden"}  # fmt: skip
+
+
+def write_diagnosis(log: Trajectory, diagnosis: Diagnosis, path: Path) -> Path:
+    """Draws the diagnosis into an .svg file. Raises AssayError for another kind of file."""
+    if path.suffix.lower() != ".svg":
+        raise AssayError(f"the figure is an SVG: name it {path.stem}.svg, not {path.name!r}")
+    with in_style():
+        runs.write_text(path, to_svg(draw_diagnosis(log.binned(), diagnosis)))
+    return path
+
+
+def draw_diagnosis(log: Trajectory, diagnosis: Diagnosis) -> Figure:
+    """Left the proxy with its law, both axes logarithmic; right all curves over their first value."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_law(left, log, diagnosis)
+    for number, (name, words) in enumerate(_CURVES.items()):
+        values = log.get(name)
+        if values is not None and values[0] > 0:
+            right.plot(log.steps, values / values[0], "-o", ms=3, color=ARM_COLOURS[number], label=words)
+    right.set(title="each curve over its first value", xlabel="step")
+    for axes in (left, right):
+        axes.set_xscale("symlog", linthresh=max(float(log.steps[log.steps > 0][0]), 1e-9))
+        axes.axvline(diagnosis.recommended_step, color=INK, lw=1, ls="--", label="keep this checkpoint")
+        if diagnosis.onset_step is not None:
+            axes.axvline(diagnosis.onset_step, color=MUTED, lw=1, ls=":", label="onset")
+        axes.legend(fontsize=7)
+    score = "" if diagnosis.score is None else f", score {diagnosis.score:.2f}"
+    figure.suptitle(f"{readable(diagnosis.verdict)}{score}")
+    return figure
+
+
+def _draw_law(axes: Axes, log: Trajectory, diagnosis: Diagnosis) -> None:
+    proxy, law = log.columns["proxy"], diagnosis.law
+    axes.plot(log.steps, proxy, "o", ms=4, color=ARM_COLOURS[0], label="held-out proxy")
+    if law is not None:
+        first = max(float(log.steps[law.first]), law.last_step * 1e-4)
+        steps = np.geomspace(first, float(log.steps[-1]), 200)
+        low, high = law.band(steps)
+        axes.plot(steps, law.at(steps), color=ARM_COLOURS[1], label="its law")
+        axes.fill_between(steps, low, high, color=ARM_COLOURS[1], alpha=0.2, lw=0, label="95 % of new evaluations")
+        if first < float(log.steps[-1]) and law.last_step < float(log.steps[-1]):
+            axes.axvspan(law.last_step, float(log.steps[-1]), color=MUTED, alpha=0.1, lw=0)
+    if proxy.min() > 0:
+        axes.set_yscale("log")
+    axes.set(title="held-out proxy and its convergence law", xlabel="step")
