@@ -314,6 +314,11 @@ def test_an_export_of_trackio_holds_runs(tmp_path: Path, form: str) -> None:
     assert column(read_log(path, arm="b"), "proxy") == [2, 4]
 
 
+def test_rows_without_a_name_belong_to_the_only_run(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path / "a.csv", "step,proxy,arm\n1,3,x\n2,4,\n"))
+    assert (log.arm, column(log, "proxy"), log.guesses) == ("x", [3, 4], [])
+
+
 def test_event_files_of_several_runs_are_not_mixed(tmp_path: Path) -> None:
     for run in ("one", "two"):
         (tmp_path / run).mkdir()

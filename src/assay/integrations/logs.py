@@ -549,8 +549,9 @@ def _choose_arm(sheet: _Sheet, arm: str | None) -> str | None:
             raise AssayError(f"{str(sheet.path)!r} does not name arms or runs: leave out --arm {arm}")
         return None
     chosen = _one_of(list(column.texts), arm, sheet.guesses)
-    rows = np.asarray(column.rows)[np.asarray(column.values) == column.texts[chosen]]
-    sheet.columns = {name: each.keep(rows) for name, each in sheet.columns.items()}
+    if len(column.texts) > 1:
+        rows = np.asarray(column.rows)[np.asarray(column.values) == column.texts[chosen]]
+        sheet.columns = {name: each.keep(rows) for name, each in sheet.columns.items()}
     return chosen
 
 
