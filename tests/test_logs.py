@@ -230,7 +230,7 @@ def test_given_names_win_and_none_leaves_out(tmp_path: Path) -> None:
     assert log.trajectory.steps.tolist() == [7, 9]
     assert {name: values.tolist() for name, values in log.trajectory.columns.items()} == {"proxy": [3, 4]}
     assert log.guesses == []
-    with pytest.raises(AssayError, match=r"unknown column of .* \(--proxy\) 'klm': did you mean 'kl'"):
+    with pytest.raises(AssayError, match=r"unknown column of .* \(--proxy klm\) 'klm': did you mean 'kl'"):
         read_log(path, {"proxy": "klm"})
     with pytest.raises(AssayError, match="unknown column 'proxi': did you mean 'proxy'"):
         read_log(path, {"proxi": "kl"})
@@ -270,7 +270,9 @@ def test_an_export_of_wandb(tmp_path: Path) -> None:
 def test_two_runs_in_one_export_must_be_told_apart(tmp_path: Path) -> None:
     header = '"Step","a - eval/loss","b - eval/loss","a - train/loss","b - train/loss"'
     path = write(tmp_path / "w.csv", header + "\n1,2,3,4,5\n2,6,7,8,9\n")
-    with pytest.raises(AssayError, match="several runs: name one with --proxy, of 'a - eval/loss', 'b - eval/loss'"):
+    with pytest.raises(
+        AssayError, match="several runs: name one with --proxy COLUMN: 'a - eval/loss', 'b - eval/loss'"
+    ):
         read_log(path)
     log = read_log(path, {"proxy": "b - eval/loss"})
     assert (column(log, "proxy"), column(log, "train_proxy")) == ([3, 7], [5, 9])
@@ -444,7 +446,7 @@ MALFORMED = {
     "comma.csv": ("step;proxy\n1;2\n2;1,5\n", "line 3 of .* is '1,5'"),
     "bool.csv": (HEAD + "1,2\n2,True\n", "line 3 of .* is 'True'"),
     "text_step.csv": (HEAD + "1,2\nx,2\n", "'step' in line 3 of .* is 'x'.* name another with --step"),
-    "text_other.csv": ("step,proxy,loss\n1,2,a\n2,3,b", "'loss' in line 2 of .* is 'a'.* --train-proxy none"),
+    "text_other.csv": ("step,proxy,loss\n1,2,a\n2,3,b", "'loss' in line 2 of .* is 'a'.* --train none"),
     "text.jsonl": ('{"step":1,"proxy":"1"}\n{"step":2,"proxy":1}', "'proxy' in line 1 of .* is '1'"),
     "bool.jsonl": ('{"step":1,"proxy":true}\n{"step":2,"proxy":1}', "'proxy' in line 1 of .* is True"),
     "bool_step.jsonl": ('{"step":true,"proxy":1}\n{"step":2,"proxy":1}', "'step' in line 1 of .* is True"),

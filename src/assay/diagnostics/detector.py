@@ -7,7 +7,7 @@ NLL of references) says which kind of damage it is. ``Detector`` takes record af
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -82,10 +82,11 @@ def diagnose(log: Trajectory, judged: Case | None = None, calibration: Calibrati
     golden, reference, proxy = log.get("golden"), log.get("reference_nll"), log.columns["proxy"]
     if judged is None and golden is not None:
         judged = case_of(log.steps, golden, proxy, log.get("golden_diff_stderr"), log.get("proxy_diff_stderr"))
+        judged = replace(judged, reason=f"golden: {judged.reason}")
     reasons = [_score_reason(score, tier, calibration)]
     if judged is not None:
         verdict: DiagnosisName = judged.name
-        reasons.insert(0, f"golden: {judged.reason}")
+        reasons.insert(0, judged.reason)
         recommended, onset = judged.best_step, judged.onset_step
     else:
         recommended = recommended_step(log, flagged, calibration)

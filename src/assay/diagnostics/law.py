@@ -81,7 +81,8 @@ class Law:
     def intervals(self, num_draws: int = 2000) -> dict[str, list[float]]:
         """95 % intervals of a, b, c and t0, with the floor free whatever the F test says, within their bounds.
 
-        From draws of the fit's multivariate t approximation. With too few points for a free floor it is taken as 0.
+        From draws of the fit's multivariate t approximation, widened to hold the estimate (a floor that the F test has
+        put to 0, say). With too few points for a free floor it is taken as 0.
         """
         rng, free = np.random.default_rng(0), len(self.free)
         draws = rng.multivariate_normal(np.zeros(free), self.free_covariance, size=num_draws, check_valid="ignore")
@@ -91,10 +92,11 @@ class Law:
         named = [
             _natural(_padded(theta), self.scale, self.last_step) for theta in np.clip(self.free + draws, low, high)
         ]
-        return {
-            name: [float(limit) for limit in np.quantile([one[name] for one in named], [0.025, 0.975])]
-            for name in ("a", "b", "c", "t0")
-        }
+        found = {}
+        for name, estimate in self.parameters().items():
+            low_limit, high_limit = np.quantile([one[name] for one in named], [0.025, 0.975])
+            found[name] = [min(float(low_limit), estimate), max(float(high_limit), estimate)]
+        return found
 
     @property
     def _theta(self) -> Floats:

@@ -603,7 +603,7 @@ def _choose_columns(sheet: _Sheet, given: Mapping[str, str]) -> dict[str, str]:
 def _given(sheet: _Sheet, meaning: str, name: str) -> str:
     if name not in sheet.names:
         near = difflib.get_close_matches(name, sheet.names, n=_MOST_NAMES, cutoff=0.0)
-        raise unknown_name(f"column of {str(sheet.path)!r} ({_flag(meaning)})", name, near)
+        raise unknown_name(f"column of {str(sheet.path)!r} ({_flag(meaning, name)})", name, near)
     if not sheet.has_values(name):
         raise AssayError(
             f"the column {name!r} of {str(sheet.path)!r} has no values: name another with {_flag(meaning)}"
@@ -611,15 +611,19 @@ def _given(sheet: _Sheet, meaning: str, name: str) -> str:
     return name
 
 
-def _flag(meaning: str) -> str:
-    return f"--{meaning.replace('_', '-')}"
+def _flag(meaning: str, column: str = "COLUMN") -> str:
+    """How the command line names a column."""
+    flags = {"train_proxy": "train", "reference_nll": "reference"}
+    if meaning in ("step", "proxy", "golden", *flags):
+        return f"--{flags.get(meaning, meaning)} {column}"
+    return f"--columns {meaning}={column}"
 
 
 def _best(sheet: _Sheet, meaning: str, ranked: list[tuple[tuple[int, int], str]]) -> str:
     equal = [name for rank, name in ranked if rank == ranked[0][0]]
     if len({_run(name) for name in equal}) > 1:
         shown = ", ".join(repr(name) for name in equal[:_MOST_NAMES])
-        raise AssayError(f"{str(sheet.path)!r} holds several runs: name one with {_flag(meaning)}, of {shown}")
+        raise AssayError(f"{str(sheet.path)!r} holds several runs: name one with {_flag(meaning)}: {shown}")
     return equal[0]
 
 
@@ -652,8 +656,8 @@ def _numbers(sheet: _Sheet, meaning: str, name: str) -> tuple[NDArray[np.int64],
     """Rows (ascending) and values of a column that is used: every one a finite number."""
     column = sheet.columns[name]
     rows, values = np.asarray(column.rows, dtype=np.int64), np.asarray(column.values, dtype=np.float64)
-    flag = _flag(meaning)
-    advice = f"name another with {flag}" if meaning in (STEP, "proxy") else f"{flag} none leaves the column out"
+    is_needed = meaning in (STEP, "proxy")
+    advice = f"name another with {_flag(meaning)}" if is_needed else f"{_flag(meaning, 'none')} leaves the column out"
     if column.texts is not None:
         raise AssayError(f"the column {name!r} of {str(sheet.path)!r} holds names, not numbers: {advice}")
     row, value = column.bad or (None, "")

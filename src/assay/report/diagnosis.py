@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from assay import runs
 from assay.diagnostics.detector import Diagnosis
@@ -39,7 +41,7 @@ def draw_diagnosis(log: Trajectory, diagnosis: Diagnosis) -> Figure:
             right.plot(log.steps, values / values[0], "-o", ms=3, color=ARM_COLOURS[number], label=words)
     right.set(title="each curve over its first value", xlabel="step")
     for axes in (left, right):
-        axes.set_xscale("symlog", linthresh=max(float(log.steps[log.steps > 0][0]), 1e-9))
+        _logarithmic_steps(axes, log)
         axes.axvline(diagnosis.recommended_step, color=INK, lw=1, ls="--", label="keep this checkpoint")
         if diagnosis.onset_step is not None:
             axes.axvline(diagnosis.onset_step, color=MUTED, lw=1, ls=":", label="onset")
@@ -47,6 +49,16 @@ def draw_diagnosis(log: Trajectory, diagnosis: Diagnosis) -> Figure:
     score = "" if diagnosis.score is None else f", score {diagnosis.score:.2f}"
     figure.suptitle(f"{readable(diagnosis.verdict)}{score}")
     return figure
+
+
+def _logarithmic_steps(axes: Axes, log: Trajectory) -> None:
+    """Decades, and 0 where the log begins there."""
+    first, last = float(log.steps[log.steps > 0][0]), float(log.steps[-1])
+    axes.set_xscale("symlog", linthresh=first)
+    decades = [10.0**k for k in range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)]
+    ticks = [*([0.0] if log.steps[0] == 0 else []), *(step for step in decades if first <= step <= last)]
+    axes.set_xticks(ticks, [f"{step:g}" for step in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _draw_law(axes: Axes, log: Trajectory, diagnosis: Diagnosis) -> None:
@@ -62,4 +74,11 @@ def _draw_law(axes: Axes, log: Trajectory, diagnosis: Diagnosis) -> None:
             axes.axvspan(law.last_step, float(log.steps[-1]), color=MUTED, alpha=0.1, lw=0)
     if proxy.min() > 0:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+    # far beyond its window a law says nothing: its band would squash the points
+    margin = 0.2 * float(np.ptp(proxy)) + 1e-9
+    axes.set_ylim(proxy.min() - margin if proxy.min() <= margin else proxy.min() / 1.15, proxy.max() + margin)
+    axes.set_xlim(left=float(log.steps[0]), right=float(log.steps[-1]) * 1.1)
     axes.set(title="held-out proxy and its convergence law", xlabel="step")
