@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from assay.comparison import compare_runs
     from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
+    from assay.diagnostics.detector import Detector, Diagnosis, diagnose
+    from assay.diagnostics.trajectory import Trajectory
     from assay.diagnostics.verdict import Verdict, compare_final, excess_over, judge
     from assay.divergences import DIVERGENCES, divergence
     from assay.errors import AssayError
     from assay.estimators import ESTIMATORS
     from assay.evaluation import Probe, build_probe
     from assay.experiment import run_experiment
+    from assay.integrations.logs import read_log
     from assay.models.causal import CausalModel
     from assay.models.exact import HiddenMarkovModel, MarkovChain
     from assay.models.language_model import LanguageModel
@@ -47,6 +50,9 @@ _HOME = {
     "assay.training": ("distillation_loss", "fit", "train_step"),
     "assay.evaluation": ("Probe", "build_probe"),
     "assay.diagnostics.verdict": ("Verdict", "compare_final", "excess_over", "judge"),
+    "assay.diagnostics.detector": ("Detector", "Diagnosis", "diagnose"),
+    "assay.diagnostics.trajectory": ("Trajectory",),
+    "assay.integrations.logs": ("read_log",),
     "assay.statistics": ("Estimate", "Interval"),
     "assay.errors": ("AssayError",),
 }
@@ -60,6 +66,8 @@ __all__ = [
     "AssayError",
     "Batch",
     "CausalModel",
+    "Detector",
+    "Diagnosis",
     "Estimate",
     "Experiment",
     "HiddenMarkovModel",
@@ -72,10 +80,12 @@ __all__ = [
     "Seq2SeqModel",
     "SourceConfig",
     "TrainingConfig",
+    "Trajectory",
     "Verdict",
     "build_probe",
     "compare_final",
     "compare_runs",
+    "diagnose",
     "distillation_loss",
     "divergence",
     "excess_over",
@@ -84,6 +94,7 @@ __all__ = [
     "judge",
     "load_model",
     "load_tokenizer",
+    "read_log",
     "run_experiment",
     "run_sweep",
     "train_step",
