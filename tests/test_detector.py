@@ -82,6 +82,13 @@ def test_the_detector_sees_only_the_past() -> None:
     assert one.diagnose().to_dict() == diagnose(log).to_dict()
 
 
+def test_a_proxy_that_explodes_is_not_kept_at_its_end() -> None:
+    collapsed = Trajectory(STEPS, {"proxy": falling(0.3) * np.exp(np.maximum(STEPS - 60, 0) / 60)})
+    found = diagnose(collapsed)
+    assert found.verdict == "hacking_suspected"
+    assert found.recommended_step <= 60
+
+
 def test_few_evaluations_give_a_score_and_no_verdict_eight_suffice() -> None:
     few, eight = diagnose(hacked().until(6)), diagnose(Trajectory(STEPS[::2], {
         name: v[::2] for name, v in hacked().columns.items()}))  # fmt: skip

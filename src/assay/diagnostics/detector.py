@@ -129,7 +129,8 @@ def recommended_step(log: Trajectory, flagged: bool, calibration: Calibration) -
         transfer = (fallen + PRIOR_FALL) / (np.maximum(np.log(train[0] / train), 0.0) + PRIOR_FALL)
         good = transfer >= calibration.kept_transfer
     else:
-        good = fallen <= calibration.kept_fall * max(float(fallen[-1]), 0.0)
+        good = fallen <= calibration.kept_fall * float(fallen.max())
+        good[int(fallen.argmax()) + 1 :] = False  # a proxy that has come up again is not early in its fall
     good[0] = True
     return float(log.steps[np.flatnonzero(good)[-1]])
 
