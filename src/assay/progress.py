@@ -61,7 +61,7 @@ def print_verdicts(folder: Path) -> None:
     Raises AssayError when a file of the run is damaged or of another version.
     """
     run = read_run(folder)
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
     console.print(
         "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"

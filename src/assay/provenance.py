@@ -36,13 +36,17 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
     if not path.exists():
         # a process that was killed while it wrote the manifest leaves what write_atomically had begun
         if any(child.name != runs.LOCK and not child.name.startswith(f".{path.name}.") for child in folder.iterdir()):
-            raise AssayError(f"{str(folder)!r} is not empty and holds no run: choose another folder with --out")
+            raise AssayError(
+                f"{str(folder)!r} is not empty and holds no run: choose another folder (--out, in a sweep --runs)"
+            )
         manifest = _new_manifest(experiment)
         runs.write_json(path, manifest)
         return manifest
     manifest = runs.read_json(path)
     if not is_manifest(manifest):
-        raise AssayError(f"{str(path)!r} is not the manifest of a run: choose another folder with --out")
+        raise AssayError(
+            f"{str(path)!r} is not the manifest of a run: choose another folder (--out, in a sweep --runs)"
+        )
     if manifest["status"] != "finished" and not manifest["digests"] and not (folder / "stage1").exists():
         # Nothing was computed: that run was refused, for a model or a name that only its first stage looks up.
         manifest = _new_manifest(experiment)
@@ -51,12 +55,12 @@ def open_manifest(experiment: Experiment, folder: Path) -> dict[str, Any]:
     if manifest["config_hash"] != config_hash(experiment):
         raise AssayError(
             f"{str(folder)!r} holds a run of another config ({', '.join(_differences(manifest, experiment))}): "
-            "choose another folder with --out"
+            "choose another folder (--out, in a sweep --runs)"
         )
     if manifest["status"] != "finished" and manifest["assay_version"] != metadata.version("assay"):
         raise AssayError(
             f"{str(folder)!r} holds an unfinished run of assay {manifest['assay_version']}: finish it with that "
-            "version, or choose another folder with --out"
+            "version, or choose another folder (--out, in a sweep --runs)"
         )
     return manifest
 
@@ -71,7 +75,9 @@ def pin_digests(manifest: dict[str, Any], found: dict[str, str]) -> None:
     """Notes what a run was begun with; AssayError when it is resumed with other models or another corpus."""
     changed = [name for name, digest in found.items() if manifest["digests"].get(name, digest) != digest]
     if changed:
-        raise AssayError(f"the {changed[0]} has changed since this run was begun: choose another folder with --out")
+        raise AssayError(
+            f"the {changed[0]} has changed since this run was begun: choose another folder (--out, in a sweep --runs)"
+        )
     manifest["digests"] |= found
 
 

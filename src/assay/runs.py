@@ -37,7 +37,10 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise AssayError(f"another process is working in {str(folder)!r}: wait for it, or use --out") from error
+                raise AssayError(
+                    f"another process is working in {str(folder)!r}: wait for it, or choose another folder (--out, "
+                    "in a sweep --runs)"
+                ) from error
         yield
 
 

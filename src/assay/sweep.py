@@ -97,9 +97,7 @@ def run_sweep(
     """
     for experiment in experiments:
         validate(experiment)
-    if num_workers is not None and num_workers < 1:
-        raise AssayError(f"a sweep needs at least one worker, not {num_workers}")
-    num_workers = num_workers or workers.num_cores()
+    num_workers = workers.num_workers(num_workers)
     runs.prepare_folder(folder)
     places = {run_folder(experiment, folder): experiment for experiment in experiments}
     with ExitStack() as stack:

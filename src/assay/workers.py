@@ -31,6 +31,13 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_workers(asked: int | None) -> int:
+    """How many processes to use: those asked for, or one per core. Raises AssayError for less than one."""
+    if asked is not None and asked < 1:
+        raise AssayError(f"a sweep needs at least one worker, not {asked}")
+    return asked or num_cores()
+
+
 def message_queue() -> Any:
     """A queue on which workers report their progress."""
     return multiprocessing.get_context("spawn").Queue()

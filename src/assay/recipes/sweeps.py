@@ -22,7 +22,7 @@ from assay.report.html import write_report
 from assay.report.tables import to_csv
 from assay.study_report import run_rows, write_study
 from assay.sweep import cells, run_folder, run_sweep
-from assay.workers import num_cores
+from assay.workers import num_workers
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
     """What is left to run and what it costs at most (what runs share is counted for each), as lines.
 
     Times come from ``flops_per_second`` of one worker, or from the finished runs of ``folder``, if any.
+    Raises AssayError for less than one worker.
     """
-    left = {}
+    count, left = num_workers(workers), {}
     for (world, seed, variant), experiment in plan.experiments.items():
         path = run_folder(experiment, folder) / "manifest.json"
         if not path.exists() or runs.read_json(path)["status"] != "finished":
@@ -117,7 +118,7 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
     if not left:
         return lines
     speed = flops_per_second or measured_flops_per_second(sorted(folder.glob("*/manifest.json")))
-    return lines + plan_lines(left, speed, workers or num_cores())
+    return lines + plan_lines(left, speed, count)
 
 
 def carry_out(plan: Plan, folder: Path, out: Path, workers: int | None, listener: Callable[[str], None]) -> Path:
