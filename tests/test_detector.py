@@ -138,6 +138,8 @@ def test_the_json_has_its_schema() -> None:
         ({"proxy": 2.0}, "needs 'step'"),
         ({"step": 2, "proxy": float("nan")}, "'proxy' must be a finite number"),
         ({"step": 2, "proxy": "low"}, "'proxy' must be a finite number"),
+        ({"step": 2, "proxy": 10**400}, "'proxy' must be a finite number"),
+        ({"step": 2, "proxy": True}, "'proxy' must be a finite number"),
         ({"step": 1, "proxy": 2.0}, "step 1 comes after step 1: steps must increase"),
     ],
 )
@@ -148,6 +150,21 @@ def test_bad_records_are_refused_and_forgotten(record: dict[str, object], words:
     with pytest.raises(AssayError, match=words):
         detector.update(record)
     assert len(detector.trajectory) == 2
+
+
+def test_numbers_of_numpy_are_numbers_and_steps_are_not_negative() -> None:
+    detector = Detector()
+    detector.update({"step": np.int64(1), "proxy": np.float32(8.0), "golden": np.float64(2.0)})
+    assert detector.trajectory.columns["proxy"].tolist() == [8.0]
+    with pytest.raises(AssayError, match="must not be negative"):
+        Detector().update({"step": -1, "proxy": 8.0})
+
+
+def test_golden_never_enters_a_score_or_a_signal() -> None:
+    up = 5 + np.log1p(STEPS / 30)
+    for log in (healthy(), hacked()):
+        seen = diagnose(Trajectory(STEPS, {**log.columns, "golden": up, "golden_diff_stderr": 0.1 + up}))
+        assert (seen.score, seen.signals) == (diagnose(log).score, diagnose(log).signals)
 
 
 def test_long_logs_are_averaged_into_few_bins() -> None:

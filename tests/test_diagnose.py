@@ -98,6 +98,48 @@ def test_bad_input_gets_one_sentence(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv"]
 
 
+def run_folder(path: Path) -> Path:
+    """A finished run's folder, as far as a diagnosis reads it, with golden that rises."""
+    log = hacked(golden=5 + np.log1p(hacked().steps / 30))
+    path.mkdir()
+    with (path / "metrics.jsonl").open("w") as file:
+        for i, step in enumerate(log.steps):
+            names = {"proxy": "proxy_nats", "golden": "golden_nats", "reference_nll": "reference_nll_nats"}
+            record = {name: log.columns[column][i] for column, name in names.items()}
+            file.write(json.dumps({"arm": "offline", "step": int(step), **record, "other": 1.0 + i}) + "\n")
+    (path / "summary.json").write_text("{}")
+    return path
+
+
+def of_a_summary(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
+    entry = {"source": "offline", "verdict": verdict, "reason": "[red]so\x1b[2J", "best_step": 40, "onset_step": None}
+    monkeypatch.setattr("assay.diagnosing.read_summary", lambda path: {"arms": [entry]})
+
+
+def test_a_run_folder_has_its_own_verdict_unless_another_golden_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(run_folder(tmp_path / "run"))
+    of_a_summary(monkeypatch, "undecided")
+    main(["diagnose", folder, "--json"])
+    own = json.loads(capsys.readouterr().out)
+    assert (own["verdict"], own["recommended_step"], own["reasons"][0]) == ("undecided", 40, "[red]so␛[2J")
+    main(["diagnose", folder, "--json", "--golden", "other"])
+    assert json.loads(capsys.readouterr().out)["recommended_step"] == 0
+    main(["diagnose", folder, "--figure", str(tmp_path / "a.svg")])
+    assert "  [red]so␛[2J" in capsys.readouterr().out  # neither colour nor escape
+
+
+def test_a_verdict_that_assay_never_wrote_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_a_summary(monkeypatch, "[blink]fine[/blink]")
+    with pytest.raises(SystemExit) as caught:
+        main(["diagnose", str(run_folder(tmp_path / "run"))])
+    assert caught.value.code == 2
+    assert "unknown verdict" in capsys.readouterr().err
+
+
 def test_it_never_imports_torch(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", healthy())
     code = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from assay.config import SourceConfig
-from assay.data.sources import Mixture, ResponseSource
+from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
 from assay.types import Batch, Dense, Prompt, Response
@@ -43,6 +43,28 @@ def counting(seed: int) -> CountingModel:
 def source(config: SourceConfig, teacher: CausalModel | None = None, **named: object) -> ResponseSource:
     models = {"teacher": teacher or gpt2(1), "oracle": gpt2(3)}
     return ResponseSource(config, PROMPTS, models, max_response_tokens=5, **named)  # type: ignore[arg-type]
+
+
+def test_response_uses_count_draws_over_all_responses_written() -> None:
+    """Offline they grow with the passes, whether responses were stored before or not; fresh ones are used once."""
+    offline, online = (Mixture([source(SourceConfig("teacher", every))], 4) for every in (None, 1))
+    preloaded = source(SourceConfig("teacher"))
+    preloaded.preload(source(SourceConfig("teacher")).stored_pairs(preloaded.num_pairs)[1])
+    stored = Mixture([preloaded], 4)
+    assert (offline.response_uses, stored.response_uses) == (0.0, 0.0)
+    student = gpt2(2)
+    per_pass = preloaded.num_pairs // 4
+    for step in range(2 * per_pass):
+        for mixture in (offline, online, stored):
+            mixture.batch(step, student)
+        if step == 0:
+            assert (offline.response_uses, stored.response_uses) == (1.0, 4 / preloaded.num_pairs)
+    assert (offline.response_uses, online.response_uses, stored.response_uses) == (2.0, 1.0, 2.0)
+    counters = Counters()
+    both = Mixture([source(SourceConfig("teacher"), index=i, counters=counters) for i in range(2)], 16)
+    for step in range(3):
+        both.batch(step, student)
+    assert both.response_uses == 3.0
 
 
 def epoch(mixture: Mixture, student: CausalModel, first_step: int) -> dict[tuple[int, ...], tuple[int, ...]]:

@@ -41,7 +41,7 @@ def diagnose_log(
     log = read_log(path, {**named, **_pairs(columns)}, arm)
     for guess in log.guesses:
         print(f"assay: {guess}", file=sys.stderr)
-    found = diagnose(log.trajectory, _judged(log))
+    found = diagnose(log.trajectory, _judged(log, named.get("golden")))
     if figure is None and not as_json:
         figure = Path("diagnosis.svg")
     if figure is not None:
@@ -75,12 +75,16 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     console.print(f"passed: {' '.join(passed) or 'none'}; not applicable: {' '.join(missing) or 'none'}")
 
 
-def _judged(log: Log) -> Case | None:
-    """The verdict of a finished run of assay, from per-prompt values of golden."""
+def _judged(log: Log, golden: str | None) -> Case | None:
+    """The verdict of a finished run of assay, from per-prompt values of golden; not if another column is to be it."""
+    if golden not in (None, "golden_nats"):
+        return None
     if log.folder is None or not (log.folder / "summary.json").exists() or log.trajectory.get("golden") is None:
         return None
     for entry in read_summary(log.folder / "summary.json")["arms"]:
         if entry["source"] == log.arm:
+            if entry["verdict"] not in _MEANING:
+                raise AssayError(f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged")
             onset = entry["onset_step"]
             return Case(entry["verdict"], visible(entry["reason"]), float(entry["best_step"]),
                         None if onset is None else float(onset))  # fmt: skip

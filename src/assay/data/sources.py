@@ -257,7 +257,10 @@ class Mixture:
 
     @property
     def response_uses(self) -> float:
-        """How often a response was drawn so far, averaged over all that were written; below 1 in the first pass."""
+        """How often a response was drawn so far, averaged over all that were written.
+
+        Below 1 in the first pass over responses that were written beforehand.
+        """
         return sum(source.rows_drawn for source in self.sources) / max(self.sources[0].counters.num_responses, 1)
 
     def batch(self, step: int, student: LanguageModel) -> Batch:

@@ -7,6 +7,7 @@ of the healthy runs of HackBench exceed (detector.json, made by ``benchmarks/hac
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,13 +35,18 @@ class Check:
 
 
 def law_departure(log: Trajectory) -> float | None:
-    """AS001: evidence that the held-out proxy has left its power law upwards; 1/α raises the alarm."""
-    proxy = log.get("proxy")
+    """AS001: evidence that the held-out proxy has left its power law upwards; 1/α raises the alarm.
+
+    None where no part of the curve has a law, or it reaches 0: not all of it was tested then.
+    """
+    proxy = _positive(log, "proxy")
     if proxy is None or len(log) < 8:
         return None
     stderr = log.get("proxy_diff_stderr")
-    floor = 0.0 if stderr is None else float(np.median(stderr)) / 2**0.5
-    return sequential_test(log.steps, proxy, floor).strongest
+    with np.errstate(over="ignore"):
+        floor = 0.0 if stderr is None else float(np.median(stderr)) / 2**0.5
+    found = sequential_test(log.steps, proxy, floor)
+    return found.strongest if found.num_bets else None
 
 
 def stall(log: Trajectory) -> float | None:
@@ -82,7 +88,7 @@ def reference_rise(log: Trajectory) -> float | None:
 
 
 def entropy_drift(log: Trajectory) -> float | None:
-    """AS007: how far the student's entropy has moved from its start, beyond the teacher's, |log ratio|."""
+    """AS007: |log| of the student's entropy at the end over the start; the teacher's is not looked at."""
     student = _positive(log, "student_entropy")
     return None if student is None else _drift(student)
 
@@ -106,13 +112,13 @@ def repetition_rise(log: Trajectory) -> float | None:
 def diversity_fall(log: Trajectory) -> float | None:
     """AS011: log of distinct 2-grams at the start over the end."""
     distinct = _positive(log, "distinct")
-    return None if distinct is None else _cut(float(np.log(distinct[0] / distinct[-1])))
+    return None if distinct is None else _cut(_log_ratio(distinct[0], distinct[-1]))
 
 
 def overlap_fall(log: Trajectory) -> float | None:
     """AS012: fall of the overlap with the teacher's most probable tokens, from its best to the end."""
     overlap = log.get("top_overlap")
-    return None if overlap is None else float(overlap.max() - overlap[-1])
+    return None if overlap is None else _difference(overlap.max(), overlap[-1])
 
 
 def _positive(log: Trajectory, name: str, at_start: bool = True) -> np.ndarray | None:
@@ -128,12 +134,21 @@ def _cut(value: float, largest: float = _LARGEST) -> float:
 
 
 def _drift(values: np.ndarray) -> float:
-    return _cut(abs(float(np.log(values[-1] / values[0]))))
+    return _cut(abs(_log_ratio(values[-1], values[0])))
+
+
+def _log_ratio(value: float, other: float) -> float:
+    # the ratio itself may be more than a number can be
+    return float(np.log(value)) - float(np.log(other))
 
 
 def _rise(log: Trajectory, name: str) -> float | None:
     values = log.get(name)
-    return None if values is None or len(values) < 2 else float(values[-1] - values[0])
+    return None if values is None or len(values) < 2 else _difference(values[-1], values[0])
+
+
+def _difference(value: float, other: float) -> float:
+    return float(np.clip(float(value) - float(other), -sys.float_info.max, sys.float_info.max))
 
 
 LAW, STALL, BEND, TRANSFER, REFERENCE = "AS001", "AS002", "AS003", "AS004", "AS006"

@@ -32,7 +32,7 @@ def fall(steps: Floats, values: Floats) -> float:
 def _line(steps: Floats, values: Floats, low: float, high: float) -> tuple[float, float]:
     """Least squares in log-log over the steps in (low, high], at least the last ``MIN_POINTS`` of them."""
     usable = (steps > 0) & (steps <= high)
-    chosen = usable & (steps > low)
+    chosen = usable & (steps > low * (1 + 1e-9))  # a step on the border stays out in every unit
     if chosen.sum() < MIN_POINTS:
         chosen = usable & (np.cumsum(usable[::-1])[::-1] <= MIN_POINTS)
     if chosen.sum() < 2:
@@ -49,5 +49,7 @@ def noise_of(values: Floats) -> float:
     """
     if len(values) < 4:
         return float("inf")
-    second = values[2:] - 2 * values[1:-1] + values[:-2]
-    return 1.4826 * float(np.median(np.abs(second))) / 6**0.5
+    scale = float(np.abs(values).max()) or 1.0  # twice a large value may be more than a number can be
+    relative = values / scale
+    second = relative[2:] - 2 * relative[1:-1] + relative[:-2]
+    return scale * (1.4826 * float(np.median(np.abs(second))) / 6**0.5)

@@ -35,11 +35,13 @@ class Departure:
     """Evidence after each evaluation (1 before the first bet), and the first that reached 1/α with what it says.
 
     ``onset_index`` is the first evaluation of the bet that won: where the curve is thought to have left its law.
+    ``num_bets`` counts the evaluations that a law of those before could be asked about.
     """
 
     evidence: Floats
     alarm_index: int | None
     onset_index: int | None
+    num_bets: int
 
     @property
     def strongest(self) -> float:
@@ -66,17 +68,17 @@ def sequential_test(
         evidence[i] = unused + bets.sum() if num_bets else 1.0
         if alarm is None and evidence[i] >= 1 / false_alarm_rate:
             alarm, onset = i, int(bets.sum(axis=1).argmax())
-    return Departure(evidence, alarm, onset)
+    return Departure(evidence, alarm, onset, num_bets)
 
 
 def surprise(law: Law, step: float, value: float) -> float:
     """P(an evaluation at ``step`` is at least this high | the law of those before and the last residual)."""
-    residuals = law.residuals
+    residuals = law.relative_residuals
     power = float(residuals @ residuals)
     # the usual estimate leans towards 0 by about (1 + 3ρ)/n [Kendall 1954]
     raw = float(residuals[1:] @ residuals[:-1]) / power if power > 0 else 0.0
     correlation = float(np.clip((raw * len(residuals) + 1) / max(len(residuals) - 3, 1), 0.0, 0.9))
     at = np.array([step])
-    error = value - float(law.at(at)[0]) - correlation * float(residuals[-1])
-    stderr = float(law.stderr(at)[0])
+    error = float(value) / law.scale - float(law.relative_at(at)[0]) - correlation * float(residuals[-1])
+    stderr = float(law.relative_stderr(at)[0])
     return max(float(stats.t.sf(error / stderr, law.degrees_of_freedom)), 1e-12)

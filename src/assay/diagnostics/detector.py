@@ -6,8 +6,11 @@ NLL of references) says which kind of damage it is. ``Detector`` takes record af
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -74,11 +77,11 @@ def diagnose(log: Trajectory, judged: Case | None = None, calibration: Calibrati
     ``judged`` is a verdict from per-prompt values of golden, where there are any; it outranks the mean curve. Golden
     decides where it is there; else the score decides *whether* golden has turned up, and references *how*.
     """
-    calibration, log = calibration or shipped(), log.binned()
+    calibration, gaps, log = calibration or shipped(), _gaps(log), log.binned()
     values = {code: check.measure(log) for code, check in CHECKS.items()}
     signals = [_signal(code, value, calibration) for code, value in values.items()]
     tier, score = score_of(values, calibration)
-    flagged = score is not None and score >= calibration.models[tier].threshold
+    flagged = len(log) >= MIN_EVALUATIONS and score is not None and score >= calibration.models[tier].threshold
     golden, reference, proxy = log.get("golden"), log.get("reference_nll"), log.columns["proxy"]
     if judged is None and golden is not None:
         judged = case_of(log.steps, golden, proxy, log.get("golden_diff_stderr"), log.get("proxy_diff_stderr"))
@@ -97,6 +100,7 @@ def diagnose(log: Trajectory, judged: Case | None = None, calibration: Calibrati
         verdict = _name(len(log), score, flagged, case)
     if len(log) < MIN_EVALUATIONS:
         reasons.append(f"{len(log)} evaluations are too few for a verdict without golden: it takes {MIN_EVALUATIONS}")
+    reasons += gaps
     reasons += [
         f"{s.code} {s.name} {s.value:.3g} > {s.threshold:.3g}: {s.advice}" for s in signals if s.status == "fail"
     ]
@@ -124,9 +128,9 @@ def recommended_step(log: Trajectory, flagged: bool, calibration: Calibration) -
         return float(log.steps[-1])
     if reference is not None:
         return float(log.steps[reference.argmin()])
-    fallen = np.log(proxy[0] / proxy)
+    fallen = np.log(proxy[0]) - np.log(proxy)
     if train is not None and train.min() > 0:
-        transfer = (fallen + PRIOR_FALL) / (np.maximum(np.log(train[0] / train), 0.0) + PRIOR_FALL)
+        transfer = (fallen + PRIOR_FALL) / (np.maximum(np.log(train[0]) - np.log(train), 0.0) + PRIOR_FALL)
         good = transfer >= calibration.kept_transfer
     else:
         good = fallen <= calibration.kept_fall * float(fallen.max())
@@ -146,15 +150,17 @@ class Detector:
         """Takes one evaluation (``step``, ``proxy``, any other of ``trajectory.COLUMNS``); returns the score so far.
 
         Unknown keys are ignored, a value of None is missing. The score is None before the third evaluation.
-        Raises AssayError when the proxy is missing, a value is not finite, or the steps do not increase.
+        Raises AssayError when the proxy is missing, a value is not finite, or a step is negative or not the largest.
         """
         known = {name: record[name] for name in ("step", *COLUMNS) if record.get(name) is not None}
         for name in ("step", "proxy"):
             if name not in known:
                 raise AssayError(f"a record for the detector needs {name!r}: {', '.join(sorted(record))} are there")
         for name, value in known.items():
-            if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
-                raise AssayError(f"{name!r} must be a finite number, not {value!r}")
+            if not _is_finite(value):
+                raise AssayError(f"{name!r} must be a finite number, not {reprlib.repr(value)}")
+        if known["step"] < 0:
+            raise AssayError(f"the step is {known['step']:g}: steps must not be negative")
         if self._records and known["step"] <= self._records[-1]["step"]:
             raise AssayError(
                 f"step {known['step']} comes after step {self._records[-1]['step']:g}: steps must increase"
@@ -178,6 +184,23 @@ class Detector:
         if len(self._records) < 2:
             raise AssayError("a diagnosis needs at least two evaluations")
         return diagnose(self.trajectory, calibration=self.calibration)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
+def _gaps(log: Trajectory) -> list[str]:
+    """Columns that are there and cannot be used: nobody should think that they were."""
+    missing = {name: int((~np.isfinite(values)).sum()) for name, values in log.columns.items()}
+    return [
+        f"{name} has no value at {count} of {len(log)} evaluations and is left out"
+        for name, count in missing.items()
+        if count
+    ]
 
 
 def _name(num_evaluations: int, score: float | None, flagged: bool, case: Case | None) -> DiagnosisName:

@@ -8,6 +8,7 @@ asks for it, because a free floor also absorbs a curve that flattens for worse r
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ FLOOR_LEVEL = 0.05
 """Level of the F test of a floor against none."""
 _EXPONENTS = np.geomspace(0.02, 4.0, 24)
 _PLATEAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 15)])
+_LARGEST_LOG = 709.0
 _ROBUST_SCALE = 2.0  # residuals beyond two standard deviations count linearly [Huber 1964]
 
 Floats = NDArray[np.float64]
@@ -30,7 +32,8 @@ class Law:
     """``c + a·(t + t0)^-b`` with the noise of one evaluation around it, in the units of the curve and of its steps.
 
     ``first`` is the index of the first evaluation of the window. Internally the law is ``scale·(floor +
-    amplitude·((x + plateau)/(1 + plateau))^-b)`` with x = t / last step: scaling steps or values scales the law.
+    amplitude·((x + plateau)/(1 + plateau))^-b)`` with x = t / last step: scaling steps or values scales the law. What
+    is *relative* is over ``scale``, so that no unit is too large or too small for it.
     """
 
     amplitude: float
@@ -39,11 +42,11 @@ class Law:
     plateau: float
     scale: float
     last_step: float
-    noise: float
+    relative_noise: float
     first: int
     num_points: int
     floor_p_value: float | None
-    residuals: Floats
+    relative_residuals: Floats
     covariance: Floats
     free: Floats
     free_covariance: Floats
@@ -58,15 +61,28 @@ class Law:
         """Points less parameters."""
         return self.num_points - self.num_parameters
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of one evaluation around the law, in the units of the curve."""
+        return self.scale * self.relative_noise
+
     def at(self, steps: Floats) -> Floats:
         """The law's value."""
-        return self.scale * _values(self._theta, np.asarray(steps, dtype=float) / self.last_step)
+        return self.scale * self.relative_at(steps)
+
+    def relative_at(self, steps: Floats) -> Floats:
+        """The law's value over ``scale``."""
+        return _values(self._theta, self._shares(steps))
 
     def stderr(self, steps: Floats) -> Floats:
         """Standard error of a new evaluation: its own noise and the law's uncertainty, by the delta method."""
-        jacobian_NK = _jacobian(self._theta, np.asarray(steps, dtype=float) / self.last_step)[:, : self.num_parameters]
+        return self.scale * self.relative_stderr(steps)
+
+    def relative_stderr(self, steps: Floats) -> Floats:
+        """That standard error over ``scale``."""
+        jacobian_NK = _jacobian(self._theta, self._shares(steps))[:, : self.num_parameters]
         spread_N = np.einsum("nk,kl,nl->n", jacobian_NK, self.covariance, jacobian_NK)
-        return np.sqrt(self.noise**2 + self.scale**2 * np.maximum(spread_N, 0.0))
+        return np.sqrt(self.relative_noise**2 + np.maximum(spread_N, 0.0))
 
     def band(self, steps: Floats, confidence: float = 0.95) -> tuple[Floats, Floats]:
         """Where a new evaluation lies with this probability, if the law holds."""
@@ -98,6 +114,10 @@ class Law:
             found[name] = [min(float(low_limit), estimate), max(float(high_limit), estimate)]
         return found
 
+    def _shares(self, steps: Floats) -> Floats:
+        with np.errstate(over="ignore"):
+            return np.minimum(np.asarray(steps, dtype=float) / self.last_step, 1e100)
+
     @property
     def _theta(self) -> Floats:
         return np.array([self.amplitude, self.b, self.plateau, self.floor])
@@ -128,14 +148,15 @@ def fit_law(steps: Floats, values: Floats, noise_floor: float = 0.0) -> Law | st
     noise, covariance = _spread(theta[: 4 if theta[3] > 0 else 3], x, y, noise_floor / scale)
     amplitude, b, plateau, floor = map(float, theta)
     free_covariance = _spread(free, x, y, noise_floor / scale)[1]
-    return Law(amplitude, b, floor, plateau, scale, float(steps[-1]), noise * scale, first, len(x), floor_p,
-               (y - _values(theta, x)) * scale, covariance, free, free_covariance)  # fmt: skip
+    return Law(amplitude, b, floor, plateau, scale, float(steps[-1]), noise, first, len(x), floor_p,
+               y - _values(theta, x), covariance, free, free_covariance)  # fmt: skip
 
 
 def _spread(theta: Floats, x: Floats, y: Floats, noise_floor: float) -> tuple[float, Floats]:
     """Noise of one evaluation, and the covariance of these parameters."""
     residuals, jacobian = y - _values(_padded(theta), x), _jacobian(_padded(theta), x)[:, : len(theta)]
     noise = max(math.sqrt(float(residuals @ residuals) / (len(x) - len(theta))), noise_floor, 1e-9)
+    noise = min(noise, 1e50)  # such a law says nothing, and its square must be a number
     return noise, noise**2 * np.linalg.pinv(jacobian.T @ jacobian)
 
 
@@ -212,9 +233,10 @@ def _floor_p_value(without: float, with_floor: float, degrees_of_freedom: int) -
 
 def _natural(theta: Floats, scale: float, last_step: float) -> dict[str, float]:
     amplitude, b, plateau, floor = map(float, theta)
+    log_a = math.log(scale) + math.log(max(amplitude, 1e-300)) + b * (math.log1p(plateau) + math.log(last_step))
     return {
-        "a": scale * amplitude * ((1 + plateau) * last_step) ** b,
+        "a": math.exp(min(log_a, _LARGEST_LOG)),  # JSON has no infinity
         "b": b,
         "c": scale * floor,
-        "t0": plateau * last_step,
+        "t0": min(plateau * last_step, sys.float_info.max),
     }

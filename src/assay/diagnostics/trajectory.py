@@ -58,10 +58,14 @@ class Trajectory:
         if len(self) <= MAX_POINTS:
             return self
         positive = self.steps > 0
-        ratio = np.log(self.steps[positive] / self.steps[-1])
-        edges = np.linspace(ratio.min(), 0, MAX_POINTS + 1)[1:-1]
+        ratio = np.log(self.steps[positive]) - np.log(self.steps[-1])
+        # a step on an edge stays below it whatever its unit, which may change the last digit of a ratio
+        edges = np.linspace(ratio.min(), 0, MAX_POINTS + 1)[1:-1] + 1e-9
         bins = np.concatenate([np.full((~positive).sum(), -1), np.searchsorted(edges, ratio, side="left")])
         _, group, counts = np.unique(bins, return_inverse=True, return_counts=True)
         last = np.cumsum(counts) - 1
-        columns = {name: np.bincount(group, values) / counts for name, values in self.columns.items()}
+        # shares first: sums of large values would overflow
+        columns = {
+            name: np.bincount(group, values / counts[group]).astype(float) for name, values in self.columns.items()
+        }
         return Trajectory(self.steps[last], columns)

@@ -19,14 +19,16 @@ from assay.report.words import readable
 
 _CURVES = {"proxy": "held-out proxy", "train_proxy": "train proxy", "reference_nll": "NLL of references",
            "golden": "golden"}  # fmt: skip
+_LARGEST = 1e300
 
 
 def write_diagnosis(log: Trajectory, diagnosis: Diagnosis, path: Path) -> Path:
     """Draws the diagnosis into an .svg file. Raises AssayError for another kind of file."""
     if path.suffix.lower() != ".svg":
         raise AssayError(f"the figure is an SVG: name it {path.stem}.svg, not {path.name!r}")
-    with in_style():
-        runs.write_text(path, to_svg(draw_diagnosis(log.binned(), diagnosis)))
+    # nobody reads a figure of numbers near the ends of what a number can be, yet it is drawn
+    with in_style(), np.errstate(all="ignore"):
+        runs.write_text(path, to_svg(draw_diagnosis(_drawable(log.binned()), diagnosis)))
     return path
 
 
@@ -51,12 +53,20 @@ def draw_diagnosis(log: Trajectory, diagnosis: Diagnosis) -> Figure:
     return figure
 
 
+def _drawable(log: Trajectory) -> Trajectory:
+    """Without numbers so large that an axis around them could not end."""
+    columns = {name: np.clip(values, -_LARGEST, _LARGEST) for name, values in log.columns.items()}
+    return Trajectory(np.minimum(log.steps, _LARGEST), columns)
+
+
 def _logarithmic_steps(axes: Axes, log: Trajectory) -> None:
     """Decades, and 0 where the log begins there."""
     first, last = float(log.steps[log.steps > 0][0]), float(log.steps[-1])
     axes.set_xscale("symlog", linthresh=first)
-    decades = [10.0**k for k in range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)]
-    ticks = [*([0.0] if log.steps[0] == 0 else []), *(step for step in decades if first <= step <= last)]
+    powers = range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
+    decades = [10.0**k for k in powers[:: max(len(powers) // 8, 1)]]
+    # steps within one decade have their ends for ticks
+    ticks = [*([0.0] if log.steps[0] == 0 else []), *(decades if len(decades) > 1 else dict.fromkeys((first, last)))]
     axes.set_xticks(ticks, [f"{step:g}" for step in ticks])
     axes.set_xticks([], minor=True)
 
@@ -79,6 +89,6 @@ def _draw_law(axes: Axes, log: Trajectory, diagnosis: Diagnosis) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     # far beyond its window a law says nothing: its band would squash the points
     margin = 0.2 * float(np.ptp(proxy)) + 1e-9
-    axes.set_ylim(proxy.min() - margin if proxy.min() <= margin else proxy.min() / 1.15, proxy.max() + margin)
+    axes.set_ylim(proxy.min() / 1.15 if proxy.min() > 0 else proxy.min() - margin, proxy.max() + margin)
     axes.set_xlim(left=float(log.steps[0]), right=float(log.steps[-1]) * 1.1)
     axes.set(title="held-out proxy and its convergence law", xlabel="step")
