@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from assay.diagnostics.departure import FALSE_ALARM_RATE, sequential_test
+from assay.diagnostics import departure
+from assay.diagnostics.departure import FALSE_ALARM_RATE, sequential_test, surprise
+from assay.diagnostics.law import Law, fit_law
 from known_logs import STEPS, falling
 
 
@@ -54,3 +58,30 @@ def test_scales_do_not_matter() -> None:
     assert sequential_test(STEPS * 100, values * 9).evidence == pytest.approx(
         sequential_test(STEPS, values).evidence, rel=1e-3
     )
+
+
+def test_the_bets_are_mixed_with_weights_that_sum_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With p = 1 at every look a bet is worth κ to the number of its looks: the mixture is known."""
+    monkeypatch.setattr(departure, "surprise", lambda law, step, value: 1.0)
+    found = sequential_test(STEPS, falling())
+    assert (found.evidence[:6] == 1).all()
+    kappas = departure._KAPPAS
+    for n, evidence in enumerate(found.evidence[6:], 1):
+        placed = sum((kappas ** (n - k + 1)).mean() / (k * (k + 1)) for k in range(1, n + 1))
+        assert evidence == pytest.approx(placed + 1 / (n + 1))
+    assert found.num_bets == len(STEPS) - 6
+
+
+def test_a_prediction_follows_the_last_residual_as_far_as_residuals_correlate() -> None:
+    law = fit_law(STEPS, falling() + np.random.default_rng(0).normal(0, 0.05, len(STEPS)))
+    assert isinstance(law, Law)
+    n, step = law.num_points, 400.0
+    middle = float(law.at(np.array([step]))[0])
+    alternating = replace(law, relative_residuals=0.01 * (-1.0) ** np.arange(n))
+    assert surprise(alternating, step, middle) == pytest.approx(0.5)
+    smooth = 0.01 * np.cos(2 * np.pi * np.arange(n) / n)
+    raw = float(smooth[1:] @ smooth[:-1] / (smooth @ smooth))
+    correlation = min((raw * n + 1) / (n - 3), 0.9)
+    assert correlation > 0.5
+    expected = middle + correlation * smooth[-1] * law.scale
+    assert surprise(replace(law, relative_residuals=smooth), step, expected) == pytest.approx(0.5)

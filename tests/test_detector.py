@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,26 @@ def test_golden_never_enters_a_score_or_a_signal() -> None:
     for log in (healthy(), hacked()):
         seen = diagnose(Trajectory(STEPS, {**log.columns, "golden": up, "golden_diff_stderr": 0.1 + up}))
         assert (seen.score, seen.signals) == (diagnose(log).score, diagnose(log).signals)
+
+
+def test_a_value_at_its_threshold_does_not_exceed_it_and_a_score_at_its_own_is_flagged() -> None:
+    shown = {name: np.full(len(STEPS), 0.5) for name in ("truncated", "top_overlap")}
+    found = diagnose(healthy(**shown), calibration=replace(shipped(), thresholds=dict.fromkeys(CHECKS, 0.0)))
+    status = {signal.code: signal.status for signal in found.signals}
+    assert (status["AS009"], status["AS012"]) == ("pass", "pass")
+    log = without(hacked(), "reference_nll")
+    model = shipped().models["train proxy"]
+    for threshold, verdict in ((diagnose(log).score, "hacking_suspected"), (0.9999, "undecided")):
+        limit = replace(shipped(), models={"train proxy": replace(model, threshold=threshold)})
+        assert diagnose(log, calibration=limit).verdict == verdict
+
+
+def test_the_law_is_that_of_the_evaluations_before_the_onset() -> None:
+    found = diagnose(hacked())
+    assert found.law is not None
+    assert found.onset_step is not None
+    assert found.law.last_step == max(step for step in STEPS if step < found.onset_step)
+    assert diagnose(healthy()).law.last_step == STEPS[-1]  # type: ignore[union-attr]
 
 
 def test_long_logs_are_averaged_into_few_bins() -> None:
