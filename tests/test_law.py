@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from assay.diagnostics.law import MIN_POINTS, Law, fit_law
 from known_logs import STEPS
@@ -53,6 +54,14 @@ def test_the_band_holds_new_evaluations_as_often_as_it_says() -> None:
         low, high = fitted(STEPS[:-1], values[:-1]).band(STEPS[-1:])
         inside.append(low[0] <= values[-1] <= high[0])
     assert 0.88 <= np.mean(inside) <= 1.0
+
+
+def test_the_band_is_two_sided() -> None:
+    law = fitted(STEPS, curve(STEPS) + np.random.default_rng(0).normal(0, 0.03, len(STEPS)))
+    margin = stats.t.ppf(0.975, len(STEPS) - law.num_parameters) * law.stderr(STEPS)
+    low, high = law.band(STEPS)
+    assert high - law.at(STEPS) == pytest.approx(margin)
+    assert law.at(STEPS) - low == pytest.approx(margin)
 
 
 def test_the_intervals_hold_the_truth() -> None:

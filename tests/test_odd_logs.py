@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,13 @@ def test_a_spike_after_the_fall_is_not_early() -> None:
     spiked = np.maximum(falling(), falling()[9])
     spiked[-3] = spiked[0]
     assert recommended_step(Trajectory(STEPS, {"proxy": spiked}), True, shipped()) < 60
+
+
+def test_the_last_evaluation_with_a_good_transfer_is_kept() -> None:
+    log = Trajectory(STEPS, {name: hacked().columns[name] for name in ("proxy", "train_proxy")})
+    fallen, trained = (np.log(log.columns[name][0] / log.columns[name]) + 0.1 for name in ("proxy", "train_proxy"))
+    limit = replace(shipped(), kept_transfer=float((fallen / trained)[4]) - 1e-9)
+    assert recommended_step(log, True, limit) == STEPS[4]
 
 
 def test_a_column_with_a_gap_is_said_to_be_left_out() -> None:

@@ -58,3 +58,20 @@ def test_a_rise_within_noise_is_none() -> None:
 
 def test_three_evaluations_have_no_noise_to_judge_by() -> None:
     assert case_of(STEPS[:3], np.array([3.0, 2, 4]), DOWN[:3]).name == "undecided"
+
+
+def test_each_curve_is_judged_in_its_own_unit_by_the_errors_of_its_own_changes() -> None:
+    """The proxy's own rise is taken off the truth's; the error of a change is that of the evaluations in between."""
+    steps = np.arange(8.0)
+    truth, proxy = np.array([9.0, 8, 7, 6, 5, 5, 5, 7]), np.array([9.0, 8, 7, 6, 5, 5, 5, 6.5])
+    sure, unsure = np.full(8, 0.1), np.full(8, 2.0)
+    assert case_of(steps, truth, proxy, sure, unsure).name == "overfitting"  # of a rise by 2 the proxy shares 1.5
+    assert case_of(steps, truth, proxy - 1.5 * (steps == 7), sure, unsure).name == "teacher_hacking"
+    late = np.where(steps == 7, 2.0, 0.0)
+    assert case_of(steps, truth, proxy, late, sure).name != "overfitting"
+    bit = proxy - 1.0 * (steps == 7)  # above its best by 0.5, within noise: of a rise by 2 that is a quarter
+    assert case_of(steps, truth + 100, bit, sure, 4 * sure).name == "teacher_hacking"
+    one = np.where(steps == 5, 2.0, 0.0)  # a change in the middle of the rise
+    assert case_of(steps, truth, proxy, one, sure).name == "benign_disagreement"
+    early = np.where(steps <= 4, 2.0, 0.0)  # what was unsure before the best says nothing of the rise
+    assert case_of(steps, truth, proxy, early, sure).name == "overfitting"

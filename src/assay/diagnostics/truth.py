@@ -57,7 +57,8 @@ def case_of(
     )
     held = [i for i in range(best, last + 1) if proxy[i] - proxy[low] <= Z * proxy_error(low, i)]
     turn = max(held)
-    hacking = truth[turn] - truth[best] - max(proxy[turn] - proxy[best], 0.0)
+    shared = max(float(proxy[turn] - proxy[best]), 0.0) * min(proxy_unit / unit, _LARGEST)
+    hacking = truth[turn] - truth[best] - shared
     total = truth[last] - truth[best]
     best_step = float(steps[best])
     if total > Z * error(best, last):
