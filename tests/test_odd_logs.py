@@ -32,6 +32,7 @@ ODD = {
     "huge": Trajectory(STEPS, {name: values * 1e300 for name, values in ALL.items()}),
     "nearly infinite": Trajectory(STEPS, dict.fromkeys(COLUMNS, 1.7e+308 * (1 - 0.9 * X))),
     "nearly infinite, both signs": Trajectory(STEPS, dict.fromkeys(COLUMNS, 1.7e+308 * (1 - 2 * X))),
+    "negative and nearly infinite": Trajectory(STEPS, {"proxy": -1.7e308 * (1 - 0.5 * X)}),
     "constant and nearly infinite": Trajectory(STEPS, {"proxy": np.full(N, 1.7e308)}),
     "tiny": Trajectory(STEPS, {name: values * 1e-300 for name, values in ALL.items()}),
     "subnormal": Trajectory(STEPS, {name: values * 1e-321 for name, values in ALL.items()}),

@@ -88,7 +88,7 @@ def _draw_law(axes: Axes, log: Trajectory, diagnosis: Diagnosis) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
     # far beyond its window a law says nothing: its band would squash the points
-    margin = 0.2 * float(np.ptp(proxy)) + 1e-9
+    margin = 0.2 * float(np.ptp(proxy)) or 0.1 * float(np.abs(proxy).max()) or 1.0
     axes.set_ylim(proxy.min() / 1.15 if proxy.min() > 0 else proxy.min() - margin, proxy.max() + margin)
     axes.set_xlim(left=float(log.steps[0]), right=float(log.steps[-1]) * 1.1)
     axes.set(title="held-out proxy and its convergence law", xlabel="step")
