@@ -61,12 +61,15 @@ def test_three_evaluations_have_no_noise_to_judge_by() -> None:
 
 
 def test_each_curve_is_judged_in_its_own_unit_by_the_errors_of_its_own_changes() -> None:
-    """The proxy's own rise is taken off the truth's; the error of a change is that of the evaluations in between."""
+    """Rescaling one curve with its errors changes nothing; an error is that of the changes in between."""
     steps = np.arange(8.0)
     truth, proxy = np.array([9.0, 8, 7, 6, 5, 5, 5, 7]), np.array([9.0, 8, 7, 6, 5, 5, 5, 6.5])
-    sure, unsure = np.full(8, 0.1), np.full(8, 2.0)
-    assert case_of(steps, truth, proxy, sure, unsure).name == "overfitting"  # of a rise by 2 the proxy shares 1.5
-    assert case_of(steps, truth, proxy - 1.5 * (steps == 7), sure, unsure).name == "teacher_hacking"
+    sure = np.full(8, 0.1)
+    for unit in (1.0, 50.0, 0.02):
+        assert case_of(steps, truth * unit, proxy, sure * unit, sure).name == "overfitting"
+        assert case_of(steps, truth, proxy * unit, sure, sure * unit).name == "overfitting"
+        held = proxy - 1.5 * (steps == 7)
+        assert case_of(steps, truth, held * unit, sure, sure * unit).name == "teacher_hacking"
     late = np.where(steps == 7, 2.0, 0.0)
     assert case_of(steps, truth, proxy, late, sure).name != "overfitting"
     bit = proxy - 1.0 * (steps == 7)  # above its best by 0.5, within noise: of a rise by 2 that is a quarter

@@ -52,7 +52,8 @@ def law_departure(log: Trajectory) -> float | None:
 def stall(log: Trajectory) -> float | None:
     """AS002: slope of log proxy over log step in the last three quarters of the steps; a healthy fall goes on."""
     proxy = _positive(log, "proxy")
-    return None if proxy is None else _cut(curves.late_line(log.steps, proxy)[0], 1.0)
+    slope = None if proxy is None else curves.late_line(log.steps, proxy)[0]
+    return None if slope is None else _cut(slope, 1.0)
 
 
 def bend(log: Trajectory) -> float | None:
@@ -60,7 +61,8 @@ def bend(log: Trajectory) -> float | None:
     proxy = _positive(log, "proxy")
     if proxy is None:
         return None
-    return _cut(curves.late_line(log.steps, proxy)[0] - curves.earlier_slope(log.steps, proxy), 1.0)
+    late, earlier = curves.late_line(log.steps, proxy)[0], curves.earlier_slope(log.steps, proxy)
+    return None if late is None or earlier is None else _cut(late - earlier, 1.0)
 
 
 def lost_transfer(log: Trajectory) -> float | None:

@@ -14,13 +14,16 @@ MIN_POINTS = 3
 Floats = NDArray[np.float64]
 
 
-def late_line(steps: Floats, values: Floats) -> tuple[float, float]:
-    """Slope of log value over log step in the late part, and the line's value (log) at the end."""
+def late_line(steps: Floats, values: Floats) -> tuple[float | None, float]:
+    """Slope of log value over log step in the late part, and the line's value (log) at the end.
+
+    The slope is None where there are fewer than two positive steps.
+    """
     return _line(steps, values, steps[-1] / LATE, steps[-1])
 
 
-def earlier_slope(steps: Floats, values: Floats) -> float:
-    """The slope of the part before the late one."""
+def earlier_slope(steps: Floats, values: Floats) -> float | None:
+    """The slope of the part before the late one; None where there are fewer than two positive steps."""
     return _line(steps, values, steps[-1] / EARLIER, steps[-1] / LATE)[0]
 
 
@@ -29,14 +32,14 @@ def fall(steps: Floats, values: Floats) -> float:
     return float(np.log(values[0])) - late_line(steps, values)[1]
 
 
-def _line(steps: Floats, values: Floats, low: float, high: float) -> tuple[float, float]:
+def _line(steps: Floats, values: Floats, low: float, high: float) -> tuple[float | None, float]:
     """Least squares in log-log over the steps in (low, high], at least the last ``MIN_POINTS`` of them."""
     usable = (steps > 0) & (steps <= high)
     chosen = usable & (steps > low * (1 + 1e-9))  # a step on the border stays out in every unit
     if chosen.sum() < MIN_POINTS:
         chosen = usable & (np.cumsum(usable[::-1])[::-1] <= MIN_POINTS)
     if chosen.sum() < 2:
-        return 0.0, float(np.log(values[-1]))
+        return None, float(np.log(values[-1]))
     x, y = np.log(steps[chosen]), np.log(values[chosen])
     slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     return slope, float(y.mean() + slope * (x[-1] - x.mean()))

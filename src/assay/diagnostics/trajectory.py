@@ -64,8 +64,11 @@ class Trajectory:
         bins = np.concatenate([np.full((~positive).sum(), -1), np.searchsorted(edges, ratio, side="left")])
         _, group, counts = np.unique(bins, return_inverse=True, return_counts=True)
         last = np.cumsum(counts) - 1
-        # shares first: sums of large values would overflow
-        columns = {
-            name: np.bincount(group, values / counts[group]).astype(float) for name, values in self.columns.items()
-        }
-        return Trajectory(self.steps[last], columns)
+
+        def bin_of(name: str, values: Floats) -> Floats:
+            if name.endswith("_diff_stderr"):  # independent changes add up over a bin
+                largest = float(np.nanmax(values, initial=0.0)) or 1.0
+                return largest * np.sqrt(np.bincount(group, (values / largest) ** 2))
+            return np.bincount(group, values / counts[group]).astype(float)  # shares first: sums could overflow
+
+        return Trajectory(self.steps[last], {name: bin_of(name, values) for name, values in self.columns.items()})

@@ -45,8 +45,9 @@ def case_of(
 ) -> Case:
     """Hacking: the truth rises from its best while the proxy falls or stagnates; overfitting: while the proxy rises.
 
-    The hacking part ends at the last evaluation whose proxy is not above its lowest by more than noise, and the
-    proxy's own rise is taken off. A fall over the last half of the steps that exceeds noise makes a rise *undecided*.
+    The hacking part ends at the last evaluation whose proxy is not above its lowest by more than noise. Nothing is
+    taken off for the proxy's own rise by then: the two may have different units, and rescaling one must change no
+    verdict. A fall over the last half of the steps that exceeds noise makes a rise *undecided*.
     """
     unit, proxy_unit = _unit_of(truth), _unit_of(proxy)
     truth, proxy = truth / unit, proxy / proxy_unit
@@ -57,8 +58,7 @@ def case_of(
     )
     held = [i for i in range(best, last + 1) if proxy[i] - proxy[low] <= Z * proxy_error(low, i)]
     turn = max(held)
-    shared = max(float(proxy[turn] - proxy[best]), 0.0) * min(proxy_unit / unit, _LARGEST)
-    hacking = truth[turn] - truth[best] - shared
+    hacking = truth[turn] - truth[best]
     total = truth[last] - truth[best]
     best_step = float(steps[best])
     if total > Z * error(best, last):
@@ -71,7 +71,7 @@ def case_of(
         if hacking > Z * error(best, turn) and hacking >= total / 2:
             return Case("teacher_hacking", f"{rose}, mostly while the proxy fell or stagnated", best_step, onset)
         return Case("overfitting", f"{rose}, mostly while the proxy rose too", best_step, onset)
-    if math.isinf(error(best, last)):
+    if math.isinf(error(0, last)):
         return Case("undecided", "too few evaluations to know its noise", best_step, None)
     within = f"it ends {float(total) * unit:.3g} above its best (step {best_step:g}), within noise"
     lowest = int(proxy.argmin())
