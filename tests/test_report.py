@@ -455,6 +455,23 @@ def test_cards_say_verdict_severity_and_what_to_keep(built: tuple[Path, Path]) -
     assert words.index("hacked its teacher") < words.index("What am I looking at?") < words.index("Figures")
 
 
+def test_the_card_shows_the_last_word_of_the_detector_where_there_is_one(
+    small: dict[str, bytes], built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Runs of older versions have none; a score that is no number is refused by name."""
+    assert "how likely golden has turned up" not in Page((built[1] / "report.html").read_text()).words
+    records = [json.loads(line) for line in small["metrics.jsonl"].splitlines()]
+    for score, number in ((0.25, 0), (0.875, len(records) - 1)):
+        records[number]["detector_score"] = score
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    run = restore(tmp_path / "run", small | {"metrics.jsonl": lines.encode()})
+    words = Page(write_report([run], tmp_path / "out").read_text()).words
+    assert "score 0.88: how likely golden has turned up, judged without it" in words
+    spoilt = restore(tmp_path / "spoilt", small | {"metrics.jsonl": lines.replace("0.875", '"high"').encode()})
+    with pytest.raises(AssayError, match="detector_score"):
+        write_report([spoilt], tmp_path / "other")
+
+
 def test_shows_six_held_out_prompts_with_everyones_responses(built: tuple[Path, Path]) -> None:
     words = Page((built[1] / "report.html").read_text()).words
     samples = words[words.index("What they write") : words.index("The numbers")]

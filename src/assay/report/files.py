@@ -98,6 +98,7 @@ _METRICS: Row = {
     "truncated_fraction": _MAYBE,
     "repetition_fraction": _MAYBE,
     "distinct_2": _MAYBE,
+    "?detector_score": _MAYBE,
     "seconds": {...: _NUMBER},
 }
 _PROBE = pa.schema(

@@ -208,7 +208,9 @@ def cut_responses(study: Study) -> str:
 def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
     """What the card of one arm shows: its verdict over all seeds, and one entry for every finished seed."""
     curves = study.curves_of(label)
-    entries = [curve.summary for curve in curves if curve.summary]
+    entries: list[Row] = [
+        curve.summary | {"detector_score": curve.rows[-1].get("detector_score")} for curve in curves if curve.summary
+    ]
     counts = Counter(entry["verdict"] for entry in entries).most_common()
     agreed = counts[0][0] if len(counts) == 1 else None
     if not counts:
