@@ -6,14 +6,14 @@ python benchmarks/detector_figures.py        # writes benchmarks/hackbench/score
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import numpy as np
 from hackbench import MODELS, OUT, TURNED_UP
 from matplotlib.figure import Figure
 
 from assay.diagnostics.calibration import shipped
-from assay.report.figures import ARM_COLOURS, MUTED, in_style, to_svg
+from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
+from assay.report.tables import to_markdown
 
 SOURCES = ("offline", "online_teacher", "online_student", "mixture or refresh")
 
@@ -52,29 +52,33 @@ def draw(rows: list[dict[str, str]]) -> Figure:
 def blind(rows: list[dict[str, str]]) -> str:
     """Every run that was judged wrongly by a model with a train proxy or references, as a table."""
     tiers = [tier for tier in MODELS if tier != "held-out proxy alone"]
-    lines = [
-        "# Runs that were judged wrongly",
-        "",
-        "Made by `python benchmarks/detector_figures.py` from scores.csv.",
-        "",
-        f"| run | label | golden: end above best | {' | '.join(tiers)} |",
-        "|---|---|---|" + "---|" * len(tiers),
-    ]
+    found = []
     for row in rows:
         truth = row["label"] in TURNED_UP
         wrong = [tier for tier in tiers if (row[f"flags, {tier}"] == "True") != truth]
         if wrong:
-            cells = [f"{float(row[f'scores, {tier}']):.2f}{' **wrong**' if tier in wrong else ''}" for tier in tiers]
-            label = row["label"].replace("_", " ")
-            lines.append(f"| {row['run']} | {label} | {float(row['rise_nats']):.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            found.append(
+                {
+                    "run": row["run"],
+                    "label": row["label"].replace("_", " "),
+                    "golden: end above best": f"{float(row['rise_nats']):.2f}",
+                    **{t: f"{float(row[f'scores, {t}']):.2f}{' **wrong**' if t in wrong else ''}" for t in tiers},
+                }
+            )
+    title = [
+        "# Runs that were judged wrongly",
+        "",
+        "Made by `python benchmarks/detector_figures.py` from scores.csv.",
+        "",
+    ]
+    return "\n".join([*title, *to_markdown(found)]) + "\n"
 
 
 def main() -> None:
     rows = read()
     with in_style():
         (OUT / "scores.svg").write_text(to_svg(draw(rows)))
-    Path(OUT / "blind.md").write_text(blind(rows))
+    (OUT / "blind.md").write_text(blind(rows))
     print(f"{len(rows)} runs, median score {np.median([float(row['scores, train proxy']) for row in rows]):.2f}")
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from hackbench import MODELS, OUT, load, measure, only
 
 from assay.diagnostics.calibration import shipped
 from assay.diagnostics.trajectory import Trajectory
+from assay.report.tables import to_markdown
 
 STEPS = np.unique(np.concatenate([[0], np.round(np.geomspace(1, 1000, 22))])).astype(float)
 NUM_CURVES = 200
@@ -103,21 +103,22 @@ def confounded() -> dict[str, dict[str, float]]:
 def main() -> None:
     found = {"thinned": thinned(), "confounded": confounded()}
     (OUT / "robustness.json").write_text(json.dumps(found, indent=1) + "\n")
-    kinds = list(next(iter(found["thinned"].values())))
     lines = [
         "# Thinned logs and confounders",
         "",
         "Made by `python benchmarks/detector_robustness.py`. Left: share of HackBench's runs that are flagged, or not, "
         f"as before. Right: share of {NUM_CURVES} simulated logs that are flagged although nothing gets worse.",
         "",
-        f"| columns | {' | '.join([*kinds, *CONFOUNDERS])} |",
-        "|---|" + "---|" * (len(kinds) + len(CONFOUNDERS)),
+        *to_markdown(
+            [
+                {"columns": tier}
+                | {kind: f"{share:.1%}" for kind, share in found["thinned"][tier].items()}
+                | {kind: f"{found['confounded'][kind][tier]:.1%}" for kind in CONFOUNDERS}
+                for tier in MODELS
+            ]
+        ),
     ]
-    for tier in MODELS:
-        same = [f"{found['thinned'][tier][kind]:.1%}" for kind in kinds]
-        wrong = [f"{found['confounded'][kind][tier]:.1%}" for kind in CONFOUNDERS]
-        lines.append(f"| {tier} | {' | '.join([*same, *wrong])} |")
-    Path(OUT / "robustness.md").write_text("\n".join(lines) + "\n")
+    (OUT / "robustness.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from assay.diagnostics.departure import FALSE_ALARM_RATE, sequential_test
+from assay.report.tables import to_markdown
 
 OUT = Path(__file__).parent / "detector"
 DEPARTURES = (5, 10, 20, 40)
@@ -58,7 +60,7 @@ def draw_curve(rng: np.random.Generator, steps: np.ndarray) -> tuple[np.ndarray,
     return rng.choice([0.0, 0.3]) + (1 + steps / plateau) ** -exponent, float(rng.uniform(0.002, 0.02))
 
 
-def simulate(steps: np.ndarray, noise: Noise, num_curves: int, num_turned: int, seed: int) -> dict[str, object]:
+def simulate(steps: np.ndarray, noise: Noise, num_curves: int, num_turned: int, seed: int) -> dict[str, Any]:
     """False alarms over lawful curves, and alarms over curves that turn, by the size of the departure."""
     rng = np.random.default_rng(seed)
     alarms = 0
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--curves", type=int, default=150, help="for each of the 18 combinations")
     parser.add_argument("--turned", type=int, default=40, help="of them also with each departure")
     arguments = parser.parse_args()
-    result: dict[str, dict[str, dict[str, object]]] = {}
+    result: dict[str, dict[str, dict[str, Any]]] = {}
     seed = 0
     for looks, steps in LOOKS.items():
         result[looks] = {}
@@ -101,17 +103,21 @@ def main() -> None:
         "Made by `python benchmarks/detector_simulation.py`. Nominal false alarm rate: 5 % per curve, at any look. "
         "Departure: k standard deviations of the noise above the law at the end, from half of the steps on.",
         "",
-        "| looks | noise | curves | false alarms | p (above 5 %) | "
-        + " | ".join(f"power, k = {k}" for k in DEPARTURES),
-        "|---|---|---|---|---|" + "---|" * len(DEPARTURES),
+        *to_markdown(
+            [
+                {
+                    "looks": looks,
+                    "noise": kind,
+                    "curves": row["num_curves"],
+                    "false alarms": f"{row['false_alarms']:.1%}",
+                    "p (above 5 %)": f"{row['p_above_nominal']:.2g}",
+                    **{f"power, k = {k}": f"{share:.0%}" for k, share in row["power"].items()},
+                }
+                for looks, kinds in result.items()
+                for kind, row in kinds.items()
+            ]
+        ),
     ]
-    for looks, kinds in result.items():
-        for kind, row in kinds.items():
-            power = " | ".join(f"{p:.0%}" for p in row["power"].values())  # type: ignore[attr-defined]
-            lines.append(
-                f"| {looks} | {kind} | {row['num_curves']} | {row['false_alarms']:.1%} "
-                f"| {row['p_above_nominal']:.2g} | {power} |"
-            )
     (OUT / "simulation.md").write_text("\n".join(lines) + "\n")
 
 

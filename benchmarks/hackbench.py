@@ -33,7 +33,7 @@ from assay.diagnostics.detector import recommended_step, score_of
 from assay.diagnostics.trajectory import Trajectory
 from assay.diagnostics.verdict import judge
 from assay.recipes.hackbench import hackbench_experiments, is_of_a_study
-from assay.report.tables import to_csv
+from assay.report.tables import to_csv, to_markdown
 from assay.results import per_prompt
 from assay.sweep import run_folder, run_sweep
 
@@ -486,7 +486,15 @@ def write_table(benchmark: Sequence[BenchRun]) -> None:
     }
     exact = score_exact(shipped())
     (OUT / "table.json").write_text(json.dumps({"counts": counts, "table": found, "exact": exact}, indent=1) + "\n")
-    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    (OUT / "table.md").write_text(in_words(counts, found, exact))
+
+
+def in_words(
+    counts: Mapping[str, int],
+    found: Mapping[str, Mapping[str, Sequence[float]]],
+    exact: Mapping[str, Mapping[str, float]],
+) -> str:
+    """What table.json holds, in Markdown."""
     lines = [
         "# Detectors on tasks that they were not fitted on",
         "",
@@ -497,26 +505,18 @@ def write_table(benchmark: Sequence[BenchRun]) -> None:
         "about the label of the whole run, also from a quarter or half of it. *Unseen*: the runs made after the checks "
         "of each model had been chosen on the others.",
         "",
-        f"| detector | {' | '.join(columns)} |",
-        "|---|" + "---|" * len(columns),
-    ]
-    for name, cells in found.items():
-        shown = [_cell(column, cells[column]) if column in cells else "–" for column in columns]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    columns = list(dict.fromkeys(column for cells in exact.values() for column in cells))
-    lines += [
+        *to_markdown(
+            [{"detector": name} | {c: _cell(c, numbers) for c, numbers in row.items()} for name, row in found.items()]
+        ),
         "",
         "## Exact worlds",
         "",
         "The shipped detector on 72 runs between Markov chains (benchmarks/exact_worlds.py), on which nothing was "
         "fitted; half of their teachers are so bad that golden rises online too.",
         "",
-        f"| detector | {' | '.join(columns)} |",
-        "|---|" + "---|" * len(columns),
+        *to_markdown([{"detector": name} | {c: f"{v:.3f}" for c, v in row.items()} for name, row in exact.items()]),
     ]
-    for name, row in exact.items():
-        lines.append(f"| {name} | {' | '.join(f'{row[c]:.3f}' if c in row else '–' for c in columns)} |")
-    (OUT / "table.md").write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _cell(column: str, numbers: Sequence[float]) -> str:

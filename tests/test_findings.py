@@ -17,7 +17,7 @@ from assay.errors import AssayError
 from assay.findings import Contrast, Outcomes, find
 from assay.recipes import get_recipe, sweeps
 from assay.recipes.studies import STUDIES, experiments_of
-from assay.report.figures import ARM_COLOURS
+from assay.report.style import ARM_COLOURS
 from assay.sweep import run_folder
 from test_experiment import small
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from assay import runs
 from assay.diagnostics.verdict import compare_final
 from assay.findings import Outcomes
-from assay.report.figures import ARM_COLOURS, INK, MUTED, in_style, to_svg
 from assay.report.html import fill, inline
-from assay.report.tables import to_csv
+from assay.report.style import ARM_COLOURS, INK, MUTED, in_style, to_svg
+from assay.report.tables import to_csv, to_markdown
 from assay.report.words import nats, readable
 from assay.statistics import mean_over_seeds, t_interval
 
@@ -112,9 +112,9 @@ def table_of_means(study: Mapping[str, Any], means: Sequence[Row]) -> str:
         f"Headline effect: {study['effect_nats']:.2f} nats [{low:.2f}, {high:.2f}], {study['num_seeds']} seeds. "
         f"Made by `{study['command']}`. Nats per sequence; means over seeds with 95 % t intervals; all seeds of a "
         "world share its pretrained models and its corpus.\n",
-        *_markdown(contrast_rows(study)),
+        *to_markdown(contrast_rows(study)),
         "",
-        *_markdown(means),
+        *to_markdown(means),
     ]
     return "\n".join(lines) + "\n"
 
@@ -130,15 +130,6 @@ def contrast_rows(study: Mapping[str, Any]) -> list[Row]:
             "by seed": ", ".join(f"{value:.2f}" for value in row["by_seed"]),
         }
         for row in study["contrasts"]
-    ]
-
-
-def _markdown(rows: Sequence[Row]) -> list[str]:
-    head = list(rows[0])
-    return [
-        f"| {' | '.join(head)} |",
-        "|" + "---|" * len(head),
-        *(f"| {' | '.join(str(row[name]) for name in head)} |" for row in rows),
     ]
 
 

@@ -14,7 +14,7 @@ from assay import runs
 from assay.diagnostics.detector import Diagnosis
 from assay.diagnostics.trajectory import Trajectory
 from assay.errors import AssayError
-from assay.report.figures import ARM_COLOURS, INK, MUTED, in_style, to_svg
+from assay.report.style import ARM_COLOURS, INK, MUTED, in_style, to_svg
 from assay.report.words import readable
 
 _CURVES = {"proxy": "held-out proxy", "train_proxy": "train proxy", "reference_nll": "NLL of references",

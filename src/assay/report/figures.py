@@ -7,73 +7,28 @@ layout of a phone: the same content, panels below each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from assay.report.files import BANDED, Table
+from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_style, plain_ticks, round_values, to_svg
 from assay.report.tables import Study
 from assay.report.words import readable, visible
 
-INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
-ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a6a58")
-"""After Okabe and Ito: told apart by readers with any common colour blindness, each on light and on dark."""
-PALETTE = {"ink": INK, "muted": MUTED, "grid": GRID, "card": PAPER}
-PALETTE |= {f"arm-{number}": colour for number, colour in enumerate(ARM_COLOURS)}
-"""The colours that the page may replace in the dark, by name."""
 PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255")
 _STAGE_COLOUR = "#9aa3ad"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FIXED_RANKS = {"offline": 0, "online_teacher": 1, "online_student": 2}
 _STAGE_NAMES = {"check_models": "checking the models", "sft": "SFT of teacher and student"}
 _PHASE_NAMES = {"sample": "sampling", "teacher": "teacher", "student": "student", "probe": "probe"}
-
-STYLE: dict[str, Any] = {
-    # Text stays text: readers can select it, search it and hear it, and the page can recolour it in the dark.
-    "svg.fonttype": "none",
-    # Element ids are otherwise random: the same run must give the same bytes.
-    "svg.hashsalt": "assay",
-    # Arm names come from files; a dollar sign in one is a dollar sign, not the start of a formula.
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    # A fixed place: looking for a free one means laying out every tick twice.
-    "axes.titley": 1.0,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 3.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 @dataclass(frozen=True)
@@ -128,7 +83,7 @@ def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     """Train proxy, proxy and golden (nats per sequence) over epochs, step 0 at the left edge, with bands."""
     onset = Line2D([], [], ls="", marker="v", ms=8, color=MUTED, label="onset")
     figure, panels = _sheet(_arm_handles(study) + ([onset] if _onset_points(study) else []), 3, narrow)
-    axis = _StartAxis(study, "epoch")
+    axis = _start_axis(study, "epoch")
     for axes, metric in zip(panels, ("train_proxy", "proxy", "golden"), strict=True):
         for label in study.labels:
             _draw_label(axes, study, label, "epoch", f"{metric}_nats", axis.place, band=metric)
@@ -157,7 +112,7 @@ def theory_terms(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         Line2D([], [], color=MUTED, ls="--", label="on what the teacher writes: proxy"),
     ]
     figure, panels = _sheet(handles, len(study.labels), narrow, columns=3, sharey=True)
-    axis = _StartAxis(study, "epoch")
+    axis = _start_axis(study, "epoch")
     for axes, label in zip(panels, study.labels, strict=True):
         for key, dashes in (("oracle_term_nats", "-"), ("proxy_nats", "--")):
             _draw_label(axes, study, label, "epoch", key, axis.place, ls=dashes, marker="")
@@ -178,11 +133,11 @@ def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         axes.set_yscale("log", nonpositive="mask")
         for label in study.labels:
             _draw_label(axes, study, label, "step", f"{metric}_nats")
-        _plain_ticks(axes.xaxis, _round_values(1, last))
+        plain_ticks(axes.xaxis, round_values(1, last))
         low, high = axes.get_ylim()
-        ticks = _round_values(low, high)
+        ticks = round_values(low, high)
         close = [value for value in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < value < high]
-        _plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
+        plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
         axes.set_title("held-out proxy" if metric == "proxy" else metric)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per sequence")
@@ -201,7 +156,7 @@ def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     }
     dashed = Line2D([], [], color=MUTED, lw=1.1, ls="--", label="entropy of the teacher")
     figure, panels = _sheet([*_arm_handles(study), dashed], 6, narrow, columns=3, height=1.6)
-    axis = _StartAxis(study, "step")
+    axis = _start_axis(study, "step")
     for axes, (key, (title, unit)) in zip(panels, signs.items(), strict=True):
         for label in study.labels:
             _draw_label(axes, study, label, "step", key, axis.place, marker="")
@@ -311,44 +266,8 @@ def draw(name: str, study: Study, narrow: bool = False) -> tuple[str, Table]:
         return to_svg(figure), table
 
 
-def in_style() -> AbstractContextManager[None]:
-    """Within it figures are drawn and saved in ``STYLE``, whatever a user has set."""
-    return matplotlib.style.context(["default", STYLE])
-
-
-def to_svg(figure: Figure) -> str:
-    """A figure that was drawn ``in_style`` as SVG text; called there, the same bytes for the same figure."""
-    data = BytesIO()
-    figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return data.getvalue().decode("utf-8")
-
-
-class _StartAxis:
-    """A logarithmic axis with room for 0: its point stands apart at the left edge, behind a break."""
-
-    def __init__(self, study: Study, key: str) -> None:
-        values = np.concatenate([curve[key] for curve in study.curves])
-        positive = values[values > 0]
-        self.first, self.last = (positive.min(), positive.max()) if len(positive) else (1.0, 1.0)
-        # No run spans more decades; a damaged file may span more than a float.
-        self.first = max(self.first, self.last / 1e12)
-        self.decades = max(np.log10(self.last / self.first), 0.5)
-        self.zero = self.first / 10 ** (0.14 * self.decades)
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        """Where values stand on the axis: themselves, and 0 at its left edge."""
-        return np.where(values > 0, values, self.zero)
-
-    def apply(self, axes: Axes, label: str) -> None:
-        """Give ``axes`` this scale, its ticks and the break."""
-        axes.set_xscale("log")
-        axes.set_xlim(self.zero / 10 ** (0.03 * self.decades), self.last * 10 ** (0.04 * self.decades))
-        _plain_ticks(axes.xaxis, [self.zero, *_round_values(self.first, self.last)], zero=self.zero)
-        axes.set_xlabel(label)
-        centre, half = (self.zero * self.first) ** 0.5, 10 ** (0.008 * self.decades)
-        ends, style = [centre / half, centre * half], {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(ends, [0, 0], color=PAPER, lw=3, zorder=3, **style)
-        axes.plot(ends, [0, 0], ls="", marker=[(-1, -2), (1, 2)], ms=7, mew=0.9, color=MUTED, zorder=4, **style)
+def _start_axis(study: Study, key: str) -> StartAxis:
+    return StartAxis(np.concatenate([curve[key] for curve in study.curves]))
 
 
 def _sheet(
@@ -486,20 +405,3 @@ def _rank(study: Study, label: str) -> int:
 
 def _mean(seconds: Sequence[float | None]) -> float:
     return float(np.mean([value or 0.0 for value in seconds]))
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    # 1, 2 and 5 of every decade while that is few; then fewer, down to powers of ten.
-    exponents = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    values: list[float] = []
-    for leading in ((1, 2, 5), (1, 3), (1,)):
-        values = [d * 10.0**e for e in exponents for d in leading if low <= d * 10.0**e <= high]
-        if len(values) <= 6:
-            break
-    return values
-
-
-def _plain_ticks(axis: Axis, values: Sequence[float], zero: float | None = None) -> None:
-    axis.set_major_locator(FixedLocator(list(values)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == zero else f"{value:,g}"))

@@ -18,8 +18,9 @@ from markupsafe import Markup
 
 from assay import runs
 from assay.errors import AssayError
-from assay.report.figures import FIGURES, PALETTE, draw, slot
+from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
+from assay.report.style import PALETTE
 from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
 from assay.report.words import comparison, duration, interval, nats, readable, visible
 

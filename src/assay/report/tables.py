@@ -240,6 +240,16 @@ def to_csv(table: Table) -> str:
     return visible(text.getvalue(), keep="\n\r\t")
 
 
+def to_markdown(table: Sequence[Row]) -> list[str]:
+    """The table's lines in Markdown, under the names of all columns; a cell that a row lacks is a dash."""
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    return [
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
+        *(f"| {' | '.join(str(row.get(name, '–')) for name in columns)} |" for row in table),
+    ]
+
+
 def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
     constant = run.summary["references"]["d_oracle_teacher"]
     rows = [
