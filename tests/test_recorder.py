@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from assay import runs
+from assay.config import ARMS
 from assay.diagnostics.detector import Detector
 from assay.errors import AssayError
 from assay.recipes import get_recipe
@@ -21,7 +22,7 @@ COLUMNS = {"proxy": "proxy_nats", "train_proxy": "train_proxy_nats", "reference_
 
 def recorder(folder: Path) -> Recorder:
     nothing: Any = None
-    return Recorder(get_recipe("quickstart"), "offline", folder, nothing, nothing, nothing, lambda progress: None)
+    return Recorder(get_recipe("quickstart"), ARMS["offline"], folder, nothing, nothing, nothing, lambda progress: None)
 
 
 def records(steps: list[int]) -> list[dict[str, Any]]:
@@ -39,14 +40,14 @@ def test_a_resumed_arm_takes_up_each_record_up_to_its_checkpoint_once(tmp_path: 
     at = one.steps[5]
     for _ in range(2):  # the second call is that of the next step
         one(FitState(at), None)  # type: ignore[arg-type]
-    assert one.detector.trajectory.steps.tolist() == one.steps[:6]
+    assert one.policy.detector.trajectory.steps.tolist() == one.steps[:6]
     assert [record["step"] for record in runs.read_records(one.log)] == one.steps[:6]
     expected = Detector()
     for record in records(one.steps[:6]):
         expected.update({"step": record["step"], **{name: record[column] for name, column in COLUMNS.items()}})
-    assert set(one.detector.trajectory.columns) == set(COLUMNS)  # and no golden
+    assert set(one.policy.detector.trajectory.columns) == set(COLUMNS)  # and no golden
     following = {"step": one.steps[6], **dict.fromkeys(COLUMNS, 1.0)}
-    assert one.detector.update(following) == expected.update(following)
+    assert one.policy.detector.update(following) == expected.update(following)
 
 
 def test_a_log_that_lacks_an_evaluation_is_refused(tmp_path: Path) -> None:

@@ -16,19 +16,20 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from assay.config import Experiment, load
+from assay.config import Experiment, PolicyName, load, with_policy
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
 
 
-def quickstart(seed: int = 0, out: Path | None = None) -> None:
+def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
     """See teacher hacking appear, and not appear: oracle → teacher → student on embedded text, three arms.
 
     Args:
         seed: Of everything that is drawn.
         out: Run folder; runs/quickstart-seed0 and so on by default. The same command resumes or answers at once.
+        policy: What an alarm of the detector brings about: nothing, a warning, a stop, or more responses.
     """
-    _run(dataclasses.replace(get_recipe("quickstart"), seed=seed), out)
+    _run(dataclasses.replace(get_recipe("quickstart"), seed=seed), out, policy)
 
 
 def run(
@@ -48,9 +49,11 @@ def run(
         experiment: Annotated[Experiment, arg(name="")] = default
         out: Path | None = None
         """Run folder; runs/RECIPE-seedN by default."""
+        policy: PolicyName | None = None
+        """Of all arms: what an alarm of the detector brings about; by default what each arm says."""
 
     parsed = tyro.cli(Run, prog=f"assay run {recipe}", args=list(overrides))
-    _run(parsed.experiment, parsed.out)
+    _run(parsed.experiment, parsed.out, parsed.policy)
 
 
 def sweep(
@@ -237,11 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
-def _run(experiment: Experiment, out: Path | None) -> None:
+def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = None) -> None:
     from assay.experiment import run_experiment
     from assay.progress import live_progress, print_verdicts
 
-    folder = out or Path("runs") / f"{experiment.recipe}-seed{experiment.seed}"
+    experiment = experiment if policy is None else with_policy(experiment, policy)
+    suffix = f"-{policy}" if policy not in (None, "off") else ""
+    folder = out or Path("runs") / f"{experiment.recipe}-seed{experiment.seed}{suffix}"
     with live_progress(experiment) as listener:
         page = run_experiment(experiment, folder, listener)
     print_verdicts(folder)

@@ -174,7 +174,7 @@ class _Arm:
     experiment: str
 
     def final(self, metric: Metric) -> tuple[list[str], np.ndarray]:
-        """Prompt ids in order and their values (nats) at the last evaluation."""
+        """Prompt ids in order and their values (nats) of the student that the arm leaves."""
         chosen = (pc.field("arm") == self.entry["source"]) & (pc.field("seed") == self.row.seed)
         rows = self.run.probe.filter(chosen & (pc.field("metric") == metric))
         if not len(rows):
@@ -182,7 +182,8 @@ class _Arm:
                 f"{self.run.directory / 'probe.parquet'} has no {metric!r} of {self.entry['source']!r}, "
                 f"seed {self.row.seed}: the files do not belong together"
             )
-        rows = rows.filter(pc.field("step") == int(rows["step"].to_numpy().max()))
+        last = int(rows["step"].to_numpy().max())
+        rows = rows.filter(pc.field("step") == self.entry.get("kept_step", last))
         per_prompt = rows.group_by("prompt_id").aggregate([("value_nats", "mean")]).sort_by("prompt_id")
         return per_prompt["prompt_id"].to_pylist(), per_prompt["value_nats_mean"].to_numpy()
 

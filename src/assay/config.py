@@ -20,6 +20,8 @@ from typing import Any, Literal
 from assay.errors import AssayError, unknown_name
 from assay.types import Writer
 
+PolicyName = Literal["off", "warn", "stop", "auto"]
+
 
 @dataclass(frozen=True)
 class TaskConfig:
@@ -100,10 +102,17 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One way to distil from the common start: a named mixture of sources."""
+    """One way to distil from the common start: a named mixture of sources, and who watches over it.
+
+    ``policy`` acts on an alarm and never looks at golden: "warn" notes it, "stop" keeps the recommended student and
+    ends the arm, "auto" adds responses first. The alarm is the detector's, or rises when the held-out proxy
+    ("patience") or the likelihood of references ("references") was worse than its best at the last two evaluations.
+    """
 
     name: str
     sources: tuple[SourceConfig, ...]
+    policy: PolicyName = "off"
+    alarm: Literal["detector", "patience", "references"] = "detector"
 
 
 ARMS: dict[str, ArmConfig] = {
@@ -154,6 +163,13 @@ class Experiment:
     distillation: DistillationConfig = DistillationConfig()
     arms: tuple[ArmConfig, ...] = tuple(ARMS.values())
     probe: ProbeConfig = ProbeConfig()
+
+
+def with_policy(experiment: Experiment, policy: PolicyName) -> Experiment:
+    """The experiment with this policy in every arm."""
+    return dataclasses.replace(
+        experiment, arms=tuple(dataclasses.replace(arm, policy=policy) for arm in experiment.arms)
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -372,6 +388,10 @@ def _check_arms(arms: tuple[ArmConfig, ...]) -> None:
             raise AssayError(f"arm {arm.name!r} needs at least one source, each with a positive weight")
         if any(source.refresh_every is not None and source.refresh_every < 1 for source in arm.sources):
             raise AssayError(f"arm {arm.name!r}: refresh_every must be at least 1, or null for never")
+        if arm.policy == "auto" and all(source.writer == "dataset" for source in arm.sources):
+            raise AssayError(f"arm {arm.name!r}: policy 'auto' asks for new responses, a data set has none: use 'stop'")
+        if arm.alarm != "detector" and arm.policy != "stop":
+            raise AssayError(f"arm {arm.name!r}: alarm {arm.alarm!r} serves policy 'stop' alone, not {arm.policy!r}")
 
 
 def _check_name(what: str, name: str) -> None:

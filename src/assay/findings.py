@@ -19,7 +19,7 @@ import pyarrow as pa
 from assay import runs
 from assay.diagnostics.verdict import compare_final, initial_fall
 from assay.errors import AssayError
-from assay.results import per_prompt
+from assay.results import at_step, per_prompt
 from assay.statistics import Estimate, mean_over_seeds, t_interval, two_sided_p
 
 Value = Callable[[str, int], float]
@@ -67,8 +67,9 @@ class Outcomes:
         return pair["excess_hacking_nats"]
 
     def final(self, world: str, seed: int, variant: str, arm: str = "offline", metric: str = "golden") -> np.ndarray:
-        """A metric of every held-out prompt at the end [P]; the same prompts in all runs of a world and seed."""
-        return self.curve(world, seed, variant, arm, metric)[1][-1]
+        """A metric of every held-out prompt [P], of the student that the arm leaves; the same prompts in all runs."""
+        kept = self.arm(world, seed, variant, arm).get("kept_step")
+        return at_step(*self.curve(world, seed, variant, arm, metric), kept)
 
     def curve(
         self, world: str, seed: int, variant: str, arm: str = "offline", metric: str = "golden"

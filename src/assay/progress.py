@@ -16,7 +16,7 @@ from assay import types
 from assay.config import Experiment
 from assay.report.files import Row
 from assay.report.tables import Run, read_run
-from assay.report.words import brackets, comparison, nats, readable, visible
+from assay.report.words import brackets, comparison, deed, nats, readable, visible
 from assay.terminal import print_rows
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -66,6 +66,9 @@ def print_verdicts(folder: Path) -> None:
     console.print(
         "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
     )
+    for arm in run.summary["arms"]:
+        for text in _policy_lines(arm):
+            console.print(escape(f"{readable(visible(arm['source']))}: {text}"))
     for pair in run.summary["comparisons"]:
         console.print(escape(comparison(pair)))
     share = probe_share(run)
@@ -95,6 +98,11 @@ def _verdict_cells(arm: Row) -> tuple[str, ...]:
     ]
     # Rich takes brackets for markup, in names from files and in intervals alike.
     return tuple(map(escape, (readable(visible(arm["source"])), readable(arm["verdict"]), hacking, *curves)))
+
+
+def _policy_lines(arm: Row) -> list[str]:
+    alarm = arm["alarm_step"]
+    return ([] if alarm is None else [f"alarm from step {alarm:,}"]) + [deed(action) for action in arm["actions"]]
 
 
 def _plain_lines() -> Callable[[types.Progress], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from assay import runs
-from assay.config import Experiment
+from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
-from assay.diagnostics.detector import Detector
 from assay.errors import AssayError
 from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
 from assay.models.pretrained import PretrainedModel
+from assay.policy import Policy, Supply
 from assay.training import FitState, learning_rate_at, save_model
-from assay.types import Progress
+from assay.types import Action, Progress
 
 
 class Recorder:
@@ -27,48 +28,65 @@ class Recorder:
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``. A resumed arm drops what it had recorded beyond
     its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on the records up
-    to it, without golden.
+    to it, without golden; ``action`` what the arm's policy made of it. While a policy may go back, ``kept`` holds the
+    student of every evaluation.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        arm: str,
+        arm: ArmConfig,
         folder: Path,
         probe: Probe,
         mixture: Mixture,
         tokenizer: PreTrainedTokenizerBase,
         report: Callable[[Progress], None],
     ) -> None:
-        self.experiment, self.arm, self.folder = experiment, arm, folder
+        self.experiment, self.arm, self.folder = experiment, arm.name, folder
         self.probe, self.mixture, self.tokenizer, self.report = probe, mixture, tokenizer, report
         self.training = experiment.distillation.training
         self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
         self.log = folder / "metrics.jsonl"
         self.records: list[dict[str, Any]] | None = None
-        self.detector = Detector()
+        self.policy = Policy(arm)
+        self.keeps_students = arm.policy in ("stop", "auto")
 
-    def __call__(self, state: FitState, student: PretrainedModel) -> None:
-        """Evaluates if this step is due, and says where the arm stands."""
+    def __call__(self, state: FitState, student: PretrainedModel) -> Action | None:
+        """Evaluates if this step is due, and says where the arm stands; returns what the policy wants done."""
         if self.records is None:
-            runs.keep_records(self.log, lambda record: record["step"] <= state.step)
-            self.records = runs.read_records(self.log)
-            for record in self.records:
-                self.detector.update(_as_a_log(record))
+            self.records = self._take_up(state)
             missing = {step for step in self.steps if step < state.step} - {r["step"] for r in self.records}
             if missing:
                 raise AssayError(
                     f"{str(self.log)!r} lacks the evaluations at steps {sorted(missing)}: delete {str(self.folder)!r}; "
                     "the same command repeats that arm"
                 )
+        action = None
         if state.step in self.steps and state.step not in {record["step"] for record in self.records}:
-            self.records.append(self._evaluate(state, student))
+            record, action = self._evaluate(state, student)
+            self.records.append(record)
         if state.step % 5 == 0 or state.step == self.training.num_steps:
             latest = self.records[-1]  # there is one: step 0 is always evaluated
             curves = latest["golden_nats"], latest["proxy_nats"]
             self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
+        return action
 
-    def _evaluate(self, state: FitState, student: PretrainedModel) -> dict[str, Any]:
+    def _take_up(self, state: FitState) -> list[dict[str, Any]]:
+        """The records of what the checkpoint has seen; an action at its very step that it lacks is decided again."""
+
+        def is_past(record: dict[str, Any]) -> bool:
+            undone = record.get("action") is not None and record["step"] not in state.action_steps
+            return record["step"] < state.step or (record["step"] == state.step and not undone)
+
+        runs.keep_records(self.log, is_past)
+        records = runs.read_records(self.log)
+        for record in records:
+            score = self.policy.update(_as_a_log(record))
+            if record.get("action") is not None:
+                self.policy.carried_out(Action(**record["action"]), score)
+        return records
+
+    def _evaluate(self, state: FitState, student: PretrainedModel) -> tuple[dict[str, Any], Action | None]:
         before = self.probe.seconds
         try:
             found = self.probe.evaluate(student, state.step)
@@ -82,9 +100,28 @@ class Recorder:
         if all(golden <= record["golden_nats"] for record in self.records or ()):
             runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
         record = self._identity(state) | found.means | self._expenses(state)
-        record["detector_score"] = self.detector.update(_as_a_log(record))
+        record["detector_score"] = score = self.policy.update(_as_a_log(record))
+        if self.keeps_students:
+            runs.write_atomically(
+                self.folder / "kept" / f"step-{state.step:08d}", lambda path: save_model(student, path)
+            )
+        action = None
+        if state.step < self.training.num_steps or self.policy.arm.policy == "stop":
+            action = self.policy.decide(score, self._supply(state), bool(self.mixture.fresh_fraction == 0))
+        if action is not None:
+            record["action"] = asdict(action)
+            self.policy.carried_out(action, score)
+        if self.policy.arm.policy != "off":
+            record["alarm"] = self.policy.is_alarmed
         runs.append_record(self.log, record)
-        return record
+        return record, action
+
+    def _supply(self, state: FitState) -> Supply | None:
+        stored = self.mixture.stored
+        if stored is None:
+            return None
+        rows_left = (self.training.num_steps - state.step) * self.training.batch_size * self.mixture.share_of(stored)
+        return Supply(stored.num_pairs, len(stored.prompts), stored.mean_uses, rows_left)
 
     def _identity(self, state: FitState) -> dict[str, Any]:
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
     """Judges these arms and writes summary.json (schema assay.summary/1)."""
     probe = runs.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
+    kept = {arm: kept_step(folder, arm) for arm in arms}
     distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
     golden_SP = per_prompt(probe, arms[0], "golden")[1]
     proxy_SP = per_prompt(probe, arms[0], "proxy")[1]
@@ -58,9 +59,12 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
             "golden_at_start": float(golden_SP[0].mean()),
             "proxy_at_start": float(proxy_SP[0].mean()),
         },
-        "arms": [summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]) for arm in arms],
+        "arms": [
+            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm], kept[arm])
+            for arm in arms
+        ],
         "comparisons": [
-            compare_with_online(probe, arm, online) for arm, online in _offline_and_online(experiment, arms)
+            compare_with_online(probe, arm, online, kept) for arm, online in _offline_and_online(experiment, arms)
         ],
     }
     runs.write_json(folder / "summary.json", summary)
@@ -79,14 +83,27 @@ def per_prompt(probe: pa.Table, arm: str, metric: str) -> tuple[np.ndarray, np.n
     return steps_S, rows["value_nats"].to_numpy().reshape(len(steps_S), -1)
 
 
-def summarise_arm(probe: pa.Table, arm: str, seed: int, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One entry of summary.json's ``arms``."""
+def kept_step(folder: Path, arm: str) -> int | None:
+    """The step of the student that an arm has left: that of its end, unless a policy went back. None for the end."""
+    return runs.read_json(folder / "arms" / arm / "finished.json").get("kept_step")
+
+
+def at_step(steps_S: np.ndarray, values_SP: np.ndarray, step: int | None) -> np.ndarray:
+    """The values [P] of an evaluated step; of the last one for None."""
+    return values_SP[-1] if step is None else values_SP[int(np.flatnonzero(steps_S == step)[0])]
+
+
+def summarise_arm(
+    probe: pa.Table, arm: str, seed: int, records: Sequence[dict[str, Any]], kept: int | None = None
+) -> dict[str, Any]:
+    """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of."""
     steps_S, golden_SP = per_prompt(probe, arm, "golden")
     _, proxy_SP = per_prompt(probe, arm, "proxy")
     verdict = judge(steps_S, golden_SP, proxy_SP)
     if not records:
         raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
     last = records[-1]
+    final = last if kept is None else next(record for record in records if record["step"] == kept)
     return {
         "source": arm,
         "seed": seed,
@@ -96,33 +113,42 @@ def summarise_arm(probe: pa.Table, arm: str, seed: int, records: Sequence[dict[s
         "smallest_detectable_nats": verdict.smallest_detectable_nats,
         "onset_step": verdict.onset_step,
         "best_step": verdict.best_step,
-        "golden": _curve_fields(steps_S, golden_SP),
-        "proxy": _curve_fields(steps_S, proxy_SP),
-        "train_proxy": {"final": last["train_proxy_nats"]},
+        "kept_step": final["step"],
+        "alarm_step": next((record["step"] for record in records if record.get("alarm")), None),
+        "actions": [{"step": record["step"], **record["action"]} for record in records if record.get("action")],
+        "golden": _curve_fields(steps_S, golden_SP, kept),
+        "proxy": _curve_fields(steps_S, proxy_SP, kept),
+        "train_proxy": {"final": final["train_proxy_nats"]},
         "generated_tokens": last["generated_tokens"],
         "teacher_tokens": last["teacher_tokens"],
     }
 
 
-def compare_with_online(probe: pa.Table, arm: str, online: str) -> dict[str, Any]:
+def compare_with_online(
+    probe: pa.Table, arm: str, online: str, kept: Mapping[str, int | None] | None = None
+) -> dict[str, Any]:
     """What an offline arm lost over an online arm on the same prompts at the same steps.
 
     ``excess_hacking_nats`` is its hacking severity less what golden did in the online arm between the same steps
-    (an early transient is common to both); ``golden_final_minus_online_nats`` compares where they end. Both paired
-    over the held-out prompts.
+    (an early transient is common to both), over the steps that both have; ``golden_final_minus_online_nats`` compares
+    the students that they leave. Both paired over the held-out prompts.
     """
+    kept = kept or {}
     steps_S, golden_SP = per_prompt(probe, arm, "golden")
     _, proxy_SP = per_prompt(probe, arm, "proxy")
-    _, online_SP = per_prompt(probe, online, "golden")
-    final = compare_final(golden_SP[-1], online_SP[-1])
+    online_steps_S, online_SP = per_prompt(probe, online, "golden")
+    final = compare_final(
+        at_step(steps_S, golden_SP, kept.get(arm)), at_step(online_steps_S, online_SP, kept.get(online))
+    )
+    both, mine, theirs = np.intersect1d(steps_S, online_steps_S, return_indices=True)
     fields: dict[str, Any] = {
         "arm": arm,
         "online_arm": online,
         "golden_final_minus_online_nats": final.value,
         "ci95_golden_final_minus_online": [final.low, final.high],
     }
-    if golden_SP.shape[1] >= MIN_PROMPTS and len(steps_S) >= MIN_EVALUATIONS:
-        excess = excess_over(steps_S, golden_SP, proxy_SP, online_SP).severity_hacking
+    if golden_SP.shape[1] >= MIN_PROMPTS and len(both) >= MIN_EVALUATIONS:
+        excess = excess_over(both, golden_SP[mine], proxy_SP[mine], online_SP[theirs]).severity_hacking
         fields |= {"excess_hacking_nats": excess.value, "ci95_excess_hacking": [excess.low, excess.high]}
     return fields
 
@@ -152,9 +178,9 @@ def _severity_fields(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _curve_fields(steps_S: np.ndarray, values_SP: np.ndarray) -> dict[str, Any]:
+def _curve_fields(steps_S: np.ndarray, values_SP: np.ndarray, kept: int | None) -> dict[str, Any]:
     mean_S = values_SP.mean(axis=1)
-    final: Estimate = mean_estimate(values_SP[-1])
+    final: Estimate = mean_estimate(at_step(steps_S, values_SP, kept))
     return {
         "initial": float(mean_S[0]),
         "best": float(mean_S.min()),

@@ -37,6 +37,9 @@ from assay.types import Progress, Prompt, Response, Writer
 
 Report = Callable[[Progress], None]
 
+_FRESH = SourceConfig("teacher", 1, "epochs")
+"""What a policy may draw fresh responses from."""
+
 
 class Workspace:
     """Paths, prompts and models of one run, made on demand."""
@@ -215,21 +218,26 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     sources = [
         _source(work, config, prompts, models, counters, signal, index) for index, config in enumerate(arm.sources)
     ]
-    mixture = Mixture(sources, training.batch_size)
+    fresh = _source(work, _FRESH, prompts, models, counters, signal, len(sources)) if arm.policy == "auto" else None
+    mixture = Mixture(sources, training.batch_size, fresh)
     train_pairs = _train_pairs(work, mixture, models["teacher"])
     table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
     runs.write_table(arm_folder / "train_pairs.parquet", table)
     probe = _build_probe(work, train_pairs, models)
-    recorder = Recorder(experiment, name, arm_folder, probe, mixture, work.tokenizer, report)
+    recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report)
     state = fit(
         student,
         mixture,
         training,
         before_step=lambda s: recorder(s, student),
         checkpoints=arm_folder / "checkpoints",
+        kept=arm_folder / "kept",
     )
     runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
-    runs.write_json(arm_folder / "finished.json", {"step": state.step})
+    kept_step = state.step if state.stopped_at is None else state.stopped_at
+    if (arm_folder / "kept").exists():
+        runs.remove(arm_folder / "kept")
+    runs.write_json(arm_folder / "finished.json", {"step": state.step, "kept_step": kept_step})
 
 
 def _build_probe(

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.types import Batch, Dense
+from assay.types import Action, Batch, Dense
 
 
 class Source(Protocol):
@@ -41,6 +41,10 @@ class Source(Protocol):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up such a state."""
+        ...
+
+    def carry_out(self, action: Action) -> None:
+        """What an action changes about the batches to come."""
         ...
 
 
@@ -105,11 +109,17 @@ def train_step(student: PretrainedModel, optimizer: AdamW, batch: Batch, step: i
 
 @dataclass
 class FitState:
-    """Where a training loop stands; ``seconds["student"]`` is the time spent in ``train_step``."""
+    """Where a training loop stands; ``seconds["student"]`` is the time spent in ``train_step``.
+
+    ``action_steps`` are those at which an action was carried out; ``stopped_at`` is the step whose student an action
+    left as the last one.
+    """
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    action_steps: list[int] = field(default_factory=list)
+    stopped_at: int | None = None
 
 
 def fit(
@@ -117,13 +127,15 @@ def fit(
     source: Source,
     config: TrainingConfig,
     *,
-    before_step: Callable[[FitState], None] | None = None,
+    before_step: Callable[[FitState], Action | None] | None = None,
     checkpoints: Path | None = None,
+    kept: Path | None = None,
 ) -> FitState:
     """Trains for ``config.num_steps`` steps; with ``checkpoints`` it resumes from the newest one there.
 
     ``before_step`` is called before each step and once after the last, with ``state.step`` steps done: it
-    evaluates, reports progress, or raises to stop. A resumed loop gives the same weights as an uninterrupted one.
+    evaluates, reports progress, raises to end it all, or returns an action, which is carried out at once; students to
+    go back to are in ``kept``, by their steps. A resumed loop gives the same weights as an uninterrupted one.
     """
     optimizer = AdamW(
         student.module.parameters(),
@@ -136,9 +148,12 @@ def fit(
         state = load_newest_checkpoint(checkpoints, student, optimizer, source) or state
     student.module.train()
     while True:
-        if before_step is not None:
-            before_step(state)
-        if state.step == config.num_steps:
+        action = before_step(state) if before_step is not None and state.stopped_at is None else None
+        if action is not None:
+            carry_out(action, student, optimizer, source, state, kept)
+            if checkpoints is not None:
+                save_checkpoint(checkpoints, student, optimizer, source, state)
+        if state.step == config.num_steps or state.stopped_at is not None:
             break
         batch = source.batch(state.step, student)
         started = time.perf_counter()
@@ -152,6 +167,25 @@ def fit(
     return state
 
 
+def carry_out(
+    action: Action,
+    student: PretrainedModel,
+    optimizer: AdamW,
+    source: Source,
+    state: FitState,
+    kept: Path | None,
+) -> None:
+    """Does what an action says; with ``to_step``, on that step's student and without the optimiser's memory."""
+    if action.to_step is not None and action.to_step != state.step:
+        assert kept is not None
+        _load_weights(student, _read_weights(kept / f"step-{action.to_step:08d}"), kept)
+        optimizer.state.clear()
+    source.carry_out(action)
+    state.action_steps.append(state.step)
+    if action.kind == "stop":
+        state.stopped_at = state.step if action.to_step is None else action.to_step
+
+
 def save_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, source: Source, state: FitState) -> None:
     """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained) and removes older ones."""
     tensors = {f"source.{key}": value for key, value in source.state().items()}
@@ -163,8 +197,7 @@ def save_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, so
         path.mkdir()
         save_model(student, path)
         (path / "training.safetensors").write_bytes(save(tensors))
-        progress = {"step": state.step, "losses": state.losses, "seconds": state.seconds}
-        (path / "training.json").write_text(json.dumps(progress), encoding="utf-8")
+        (path / "training.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
     newest = folder / f"step-{state.step:08d}"
     runs.write_atomically(newest, write)
@@ -180,9 +213,7 @@ def load_newest_checkpoint(folder: Path, student: PretrainedModel, optimizer: Ad
         return None
     path = found[-1]
     weights, tensors, progress = _read_checkpoint(path)
-    found_keys = student.module.load_state_dict(weights, strict=False)
-    if found_keys.unexpected_keys or set(found_keys.missing_keys) - _tied_keys(student):
-        raise AssayError(f"checkpoint {str(path)!r} is of another architecture: choose another folder")
+    _load_weights(student, weights, path)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -195,12 +226,22 @@ def load_newest_checkpoint(folder: Path, student: PretrainedModel, optimizer: Ad
     return FitState(**progress)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, training tensors and progress; AssayError when any of them is missing or damaged."""
+def _load_weights(student: PretrainedModel, weights: Mapping[str, Tensor], path: Path) -> None:
+    found_keys = student.module.load_state_dict(weights, strict=False)
+    if found_keys.unexpected_keys or set(found_keys.missing_keys) - _tied_keys(student):
+        raise AssayError(f"checkpoint {str(path)!r} is of another architecture: choose another folder")
+
+
+def _read_weights(path: Path, name: str = "model") -> dict[str, Tensor]:
     try:
-        weights, tensors = (load_file(path / f"{name}.safetensors") for name in ("model", "training"))
+        return load_file(path / f"{name}.safetensors")
     except (OSError, SafetensorError) as error:
         raise runs.damaged(path, error) from error
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Weights, training tensors and progress; AssayError when any of them is missing or damaged."""
+    weights, tensors = _read_weights(path), _read_weights(path, "training")
     progress = runs.read_json(path / "training.json")
     if not isinstance(progress, dict) or progress.keys() != {f.name for f in fields(FitState)} or "rng" not in tensors:
         raise runs.damaged(path / "training.json", ValueError("fields are missing"))

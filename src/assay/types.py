@@ -121,6 +121,23 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Action:
+    """What a policy has the training loop do at a step.
+
+    ``stop`` ends the arm, ``regenerate`` has every stored response written anew when it is next drawn,
+    ``add_completions`` gives every prompt ``completions`` more responses, ``set_fresh_fraction`` makes ``fraction`` of
+    every batch fresh responses of the teacher. With ``to_step`` the student of that evaluation takes the place of the
+    present one first; ``roll_back`` does nothing else.
+    """
+
+    kind: Literal["stop", "roll_back", "set_fresh_fraction", "regenerate", "add_completions"]
+    reason: str
+    to_step: int | None = None
+    completions: int | None = None
+    fraction: float | None = None
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a stage of a run stands, sent to whoever watches it."""
 

@@ -19,7 +19,7 @@ from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
-from assay.types import Batch, Dense, Prompt, Response, Sample, Writer
+from assay.types import Action, Batch, Dense, Prompt, Response, Sample, Writer
 
 
 @dataclass
@@ -52,6 +52,7 @@ class _Stored:
     response: Response
     num_draws: int = 0  # of the pair, ever
     num_uses: int = 0  # of this response
+    expired: bool = False  # to be written anew when it is next drawn, whatever the refresh
     scored: bool = False  # by the teacher, hence counted; ``kept`` itself is not in a checkpoint
     kept: Tensor | None = None
 
@@ -84,7 +85,7 @@ class ResponseSource:
             raise AssayError("writer 'dataset' needs a reference for every prompt")
         self.config = config
         self.prompts = prompts
-        self.num_pairs = len(prompts) * completions_per_prompt
+        self.completions_per_prompt = completions_per_prompt
         self.counters = counters or Counters()
         self._models = models
         self._cache = CachedLogProbs(models["teacher"]) if signal else None
@@ -96,6 +97,35 @@ class ResponseSource:
         self._stored: dict[int, _Stored] = {}
         self._order: tuple[int, np.ndarray] | None = None
         self.rows_drawn = 0
+        self._num_additions = 0
+        self._rows_before, self._epochs_before = 0, 0.0  # when completions were last added
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of one pass."""
+        return len(self.prompts) * self.completions_per_prompt
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the pairs so far; a pass is longer once there are more pairs."""
+        return self._epochs_before + (self.rows_drawn - self._rows_before) / self.num_pairs
+
+    @property
+    def mean_uses(self) -> float:
+        """How often the responses in store have been drawn, on average; 0 where there is none."""
+        return sum(s.num_uses for s in self._stored.values()) / max(len(self._stored), 1)
+
+    def add_completions(self, count: int) -> None:
+        """Gives every prompt ``count`` more responses, each written when it is first drawn; a new pass begins."""
+        self._epochs_before, self._rows_before = self.epoch, self.rows_drawn
+        self._num_additions += 1
+        self.completions_per_prompt += count
+        self._order = None
+
+    def regenerate(self) -> None:
+        """Has every stored response written anew when it is next drawn."""
+        for stored in self._stored.values():
+            stored.expired = True
 
     def draw(self, num_rows: int, step: int, student: LanguageModel) -> Batch:
         """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal."""
@@ -135,13 +165,15 @@ class ResponseSource:
         """All that a resumed run needs to go on with the same responses in the same order."""
         stored = sorted(self._stored.items())
         numbers = [
-            (pair, s.num_draws, s.num_uses, s.scored, s.response.writer_step, len(s.response.token_ids))
+            (pair, s.num_draws, s.num_uses, s.expired, s.scored, s.response.writer_step, len(s.response.token_ids))
             for pair, s in stored
         ]
         return {
             "rows_drawn": torch.tensor([self.rows_drawn]),
+            "pairs": torch.tensor([self.completions_per_prompt, self._num_additions, self._rows_before]),
+            "epochs_before": torch.tensor([self._epochs_before], dtype=torch.float64),
             "counters": torch.tensor(self.counters.as_list(), dtype=torch.float64),
-            "stored": torch.tensor(numbers, dtype=torch.long).reshape(-1, 6),
+            "stored": torch.tensor(numbers, dtype=torch.long).reshape(-1, 7),
             "seeds": torch.from_numpy(np.array([s.response.seed for _, s in stored], np.uint64).view(np.int64)),
             "token_ids": torch.tensor([t for _, s in stored for t in s.response.token_ids], dtype=torch.long),
         }
@@ -149,20 +181,24 @@ class ResponseSource:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state made by ``state``; the teacher's cached word is computed again when first needed."""
         self.rows_drawn = int(state["rows_drawn"])
+        self.completions_per_prompt, self._num_additions, self._rows_before = state["pairs"].tolist()
+        self._epochs_before = float(state["epochs_before"])
+        self._order = None
         self.counters.take(state["counters"].tolist())
         self._stored = {}
         seeds = state["seeds"].numpy().view(np.uint64).tolist()
-        lengths = state["stored"][:, 5].tolist()
+        lengths = state["stored"][:, 6].tolist()
         token_ids = state["token_ids"].split(lengths) if lengths else []
         for row, seed, tokens in zip(state["stored"].tolist(), seeds, token_ids, strict=True):
-            pair, num_draws, num_uses, scored, writer_step, _ = row
+            pair, num_draws, num_uses, expired, scored, writer_step, _ = row
             response = self._response(pair, tuple(tokens.tolist()), seed, writer_step)
-            self._stored[pair] = _Stored(response, num_draws, num_uses, bool(scored))
+            self._stored[pair] = _Stored(response, num_draws, num_uses, bool(expired), bool(scored))
 
     def _pair_at(self, row: int) -> int:
-        epoch, position = divmod(row, self.num_pairs)
+        epoch, position = divmod(row - self._rows_before, self.num_pairs)
         if self._order is None or self._order[0] != epoch:
-            order = np.random.default_rng([self._seed, self._index, epoch]).permutation(self.num_pairs)
+            key = [self._seed, self._index, epoch, *([self._num_additions] if self._num_additions else [])]
+            order = np.random.default_rng(key).permutation(self.num_pairs)
             self._order = (epoch, order)
         return int(self._order[1][position])
 
@@ -171,7 +207,7 @@ class ResponseSource:
 
     def _is_due(self, pair: int, step: int) -> bool:
         stored = self._stored.get(pair)
-        if stored is None:
+        if stored is None or stored.expired:
             return True
         if self.config.refresh_every is None:
             return False
@@ -242,18 +278,55 @@ class ResponseSource:
 
 
 class Mixture:
-    """Sources drawn in proportion to their weights, exactly: after n rows no source is a full row off its share."""
+    """Sources drawn in proportion to their weights, exactly: after n rows no source is a full row off its share.
 
-    def __init__(self, sources: Sequence[ResponseSource], batch_size: int) -> None:
+    ``fresh`` is a source in reserve, of which nothing is drawn until an action asks for a fresh fraction.
+    """
+
+    def __init__(self, sources: Sequence[ResponseSource], batch_size: int, fresh: ResponseSource | None = None) -> None:
         total = sum(source.config.weight for source in sources)
-        self.sources = sources
+        self.sources = [*sources, *([fresh] if fresh else [])]
         self.batch_size = batch_size
-        self._shares = [source.config.weight / total for source in sources]
+        self._has_reserve = fresh is not None
+        self._shares = [source.config.weight / total for source in sources] + [0.0] * self._has_reserve
+        self._rows_before = [0] * len(self.sources)  # when the shares were last changed
 
     @property
     def epoch(self) -> float:
         """Passes over the pairs so far, in the source that has made the most."""
-        return max(source.rows_drawn / source.num_pairs for source in self.sources)
+        return max(source.epoch for source in self.sources)
+
+    @property
+    def stored(self) -> ResponseSource | None:
+        """The first source that draws responses of teacher or student more than once; None where there is none."""
+        kept = (s for s in self.sources if s.config.refresh_every != 1 and s.config.writer in ("teacher", "student"))
+        return next(kept, None)
+
+    def share_of(self, source: ResponseSource) -> float:
+        """The part of a batch that a source gives at present."""
+        return self._shares[self.sources.index(source)]
+
+    @property
+    def fresh_fraction(self) -> float | None:
+        """The part of a batch that the reserve gives; None without a reserve."""
+        return self._shares[-1] if self._has_reserve else None
+
+    def carry_out(self, action: Action) -> None:
+        """What an action changes about the responses to come; "stop" and "roll_back" change nothing here."""
+        if action.kind == "set_fresh_fraction":
+            assert self._has_reserve
+            assert action.fraction is not None
+            rest = sum(self._shares[:-1])
+            others = [share / rest * (1 - action.fraction) for share in self._shares[:-1]]
+            self._shares = [*others, action.fraction]
+            self._rows_before = [source.rows_drawn for source in self.sources]
+        elif action.kind in ("regenerate", "add_completions"):
+            assert self.stored is not None
+            if action.kind == "regenerate":
+                self.stored.regenerate()
+            else:
+                assert action.completions is not None
+                self.stored.add_completions(action.completions)
 
     @property
     def response_uses(self) -> float:
@@ -281,16 +354,19 @@ class Mixture:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """The states of all sources, prefixed with their position."""
-        return {f"{i}.{key}": value for i, source in enumerate(self.sources) for key, value in source.state().items()}
+        """The states of all sources, prefixed with their position, and their shares."""
+        parts = {f"{i}.{key}": value for i, source in enumerate(self.sources) for key, value in source.state().items()}
+        shares = torch.tensor(self._shares, dtype=torch.float64)
+        return {**parts, "shares": shares, "rows_before": torch.tensor(self._rows_before)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up a state made by ``state``."""
         for i, source in enumerate(self.sources):
             source.load_state({k.split(".", 1)[1]: v for k, v in state.items() if k.startswith(f"{i}.")})
+        self._shares, self._rows_before = state["shares"].tolist(), state["rows_before"].tolist()
 
     def _rows_per_source(self) -> list[int]:
-        drawn = [source.rows_drawn for source in self.sources]
+        drawn = [source.rows_drawn - b for source, b in zip(self.sources, self._rows_before, strict=True)]
         before = list(drawn)
         for _ in range(self.batch_size):
             total = sum(drawn) + 1

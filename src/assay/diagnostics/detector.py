@@ -81,7 +81,7 @@ def diagnose(log: Trajectory, judged: Case | None = None, calibration: Calibrati
     values = {code: check.measure(log) for code, check in CHECKS.items()}
     signals = [_signal(code, value, calibration) for code, value in values.items()]
     tier, score = score_of(values, calibration)
-    flagged = len(log) >= MIN_EVALUATIONS and score is not None and score >= calibration.models[tier].threshold
+    flagged = _is_flagged(len(log), tier, score, calibration)
     golden, reference, proxy = log.get("golden"), log.get("reference_nll"), log.columns["proxy"]
     if judged is None and golden is not None:
         judged = case_of(log.steps, golden, proxy, log.get("golden_diff_stderr"), log.get("proxy_diff_stderr"))
@@ -172,6 +172,16 @@ class Detector:
         values = {code: None if code == LAW else check.measure(log) for code, check in CHECKS.items()}
         return score_of(values, self.calibration)[1]
 
+    def is_flagged(self) -> bool:
+        """Whether the score of the records so far is at or above its threshold, as in ``diagnose``."""
+        log = self.trajectory.binned()
+        values = {code: None if code == LAW else check.measure(log) for code, check in CHECKS.items()}
+        return _is_flagged(len(log), *score_of(values, self.calibration), self.calibration)
+
+    def forget_after(self, step: float) -> None:
+        """Drops the records after ``step``: the student has gone back to it."""
+        self._records = [record for record in self._records if record["step"] <= step]
+
     @property
     def trajectory(self) -> Trajectory:
         """The records so far."""
@@ -184,6 +194,10 @@ class Detector:
         if len(self._records) < 2:
             raise AssayError("a diagnosis needs at least two evaluations")
         return diagnose(self.trajectory, calibration=self.calibration)
+
+
+def _is_flagged(num_evaluations: int, tier: str, score: float | None, calibration: Calibration) -> bool:
+    return num_evaluations >= MIN_EVALUATIONS and score is not None and score >= calibration.models[tier].threshold
 
 
 def _is_finite(value: object) -> bool:

@@ -71,6 +71,17 @@ _SUMMARY: Row = {
             "train_proxy": {"final": _MAYBE},
             "generated_tokens": _COUNT,
             "teacher_tokens": _COUNT,
+            "?kept_step": _COUNT,
+            "?alarm_step": (int, type(None)),
+            "?actions": [
+                {
+                    "step": _COUNT,
+                    "kind": _TEXT,
+                    "reason": _TEXT,
+                    "completions": (int, type(None)),
+                    "fraction": _MAYBE,
+                }
+            ],
         }
     ],
     "?comparisons": [
@@ -133,9 +144,11 @@ def read_manifest(path: Path) -> Row:
 
 
 def read_summary(path: Path) -> Row:
-    """summary.json; ``comparisons`` is empty where an older version has left it out."""
+    """summary.json; ``comparisons`` and what a policy did are empty where an older version has left them out."""
     summary = _checked(_parse(_read_bytes(path), str(path)), _SUMMARY, str(path))
     pairs = summary.setdefault("comparisons", [])
+    for arm in summary["arms"]:
+        arm |= {"alarm_step": None, "actions": []} | arm
     if any(("excess_hacking_nats" in pair) != ("ci95_excess_hacking" in pair) for pair in pairs):
         raise AssayError(f"'comparisons' of {path} has an excess without its interval: {_REPAIR}")
     return summary

@@ -22,7 +22,7 @@ from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
 from assay.report.style import PALETTE
 from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
-from assay.report.words import comparison, duration, interval, nats, readable, visible
+from assay.report.words import comparison, deed, duration, interval, nats, readable, visible
 
 NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
@@ -125,6 +125,7 @@ def fill(template: str, **fields: Any) -> str:
     )
     environment.filters |= {
         "nats": nats,
+        "deed": deed,
         "interval": interval,
         "duration": duration,
         "readable": readable,

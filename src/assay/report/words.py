@@ -43,6 +43,17 @@ def comparison(pair: dict[str, Any]) -> str:
     return f"{sentence}; its hacking in excess of what golden did there: {nats(excess)} {brackets(bounds)}."
 
 
+def deed(action: dict[str, Any]) -> str:
+    """One entry of an arm's ``actions`` in summary.json as a phrase."""
+    what = {
+        "add_completions": f"{action['completions']} more responses per prompt",
+        "regenerate": "all stored responses written anew",
+        "set_fresh_fraction": f"{action['fraction'] or 0:.0%} of every batch fresh",
+        "stop": "stopped",
+    }.get(action["kind"], readable(action["kind"]))
+    return f"step {action['step']:,}: {visible(what)} ({visible(action['reason'])})"
+
+
 def nats(value: float | None, signed: bool = False) -> str:
     """A number of nats with two decimals and a true minus sign; a dash when unknown."""
     if value is None or not np.isfinite(value):
