@@ -1,0 +1,362 @@
+"""The cures compared: golden at equal steps and at equal generated tokens, in worlds that no dial was chosen on.
+
+    python benchmarks/cures.py build [--runs FOLDER]   # runs what is missing (hours; resumable), collects the curves
+    python benchmarks/cures.py table                   # benchmarks/cures/{table,policy}.md and .csv, figure.svg
+
+Every strategy is one arm of 300 steps from the student of its world and seed. Worlds and seeds: ``HELD_OUT`` and
+``SEEDS``; the dials were chosen on ``quickstart`` (docs/log.md). "At equal tokens" reads every strategy at its
+last evaluation at which no more had been generated: the student that one would have for that money, golden unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from matplotlib.figure import Figure
+
+from assay import provenance, runs
+from assay.config import from_dict
+from assay.experiment import finished_arms
+from assay.recipes import get_recipe
+from assay.recipes.strategies import FIXED, PROMPTS_NEEDED, strategies
+from assay.recipes.studies import ALL_WORLDS
+from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
+from assay.report.tables import to_csv, to_markdown
+from assay.report.words import brackets, nats
+from assay.results import per_prompt
+from assay.statistics import Interval, mean_estimate, paired_difference, t_interval
+from assay.sweep import arm_key, run_sweep
+
+OUT = Path(__file__).parent / "cures"
+DESIGN_WORLD = "quickstart"
+HELD_OUT = tuple(world for world in ALL_WORLDS if world != DESIGN_WORLD)
+SEEDS = (11, 12)
+POLICY = "policy_auto"
+COLUMNS = ("golden_nats", "proxy_nats", "train_proxy_nats", "reference_nll_nats", "generated_tokens", "teacher_tokens")
+BUDGETS = (1, 8, 16)
+"""Generated tokens, in those of the offline arm."""
+SLACK = 1.05
+"""Responses of one arm are a little longer than those of another, at the same number."""
+CLOSE_SHARE, CLOSE_NATS = 0.05, 0.05
+"""A policy is close to the best fixed strategy within this share of its improvement over offline, or so many nats."""
+
+Key = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One strategy in one world and seed: golden in nats at each evaluation, and per held-out prompt at some.
+
+    ``left`` is the position of the student that the arm leaves.
+    """
+
+    generated_tokens: np.ndarray
+    golden_S: np.ndarray
+    per_prompt: dict[int, np.ndarray]
+    left: int
+
+    @property
+    def end_P(self) -> np.ndarray:
+        """Golden of the student that is left."""
+        return self.per_prompt[self.left]
+
+    def within(self, tokens: float) -> int | None:
+        """The last evaluation that ``tokens`` pay for (the student that is left, where they pay for all); see SLACK."""
+        paid = np.flatnonzero(self.generated_tokens <= SLACK * tokens)
+        if len(paid) == len(self.golden_S):
+            return self.left
+        return int(paid[-1]) if len(paid) and paid[-1] > 0 else None
+
+
+# --- building
+
+
+def build(folder: Path) -> None:
+    """Runs what is missing in ``folder`` and writes curves.parquet, golden.parquet and their digests."""
+    wanted = {}
+    for world in ALL_WORLDS:
+        for seed in SEEDS:
+            base = dataclasses.replace(get_recipe(world), seed=seed)
+            wanted |= {(world, seed, name): arm for name, arm in strategies(base).items()}
+    places = dict(_finished(folder))
+    missing = [
+        experiment for experiment, name in wanted.values() if arm_key(experiment, _arm(experiment, name)) not in places
+    ]
+    print(f"{len(wanted)} arms, {len(missing)} of them missing")
+    failures = run_sweep(list(dict.fromkeys(missing)), folder, lambda line: print(line, flush=True))
+    if failures:
+        raise SystemExit(f"{len(failures)} runs failed: {next(iter(failures.values()))}")
+    places = dict(_finished(folder))
+    curves, golden = [], []
+    for (world, seed, strategy), (experiment, name) in wanted.items():
+        place, left = places[arm_key(experiment, _arm(experiment, name))]
+        key = {"world": world, "seed": seed, "strategy": strategy}
+        records = runs.read_records(place / "metrics.jsonl")
+        columns = ("step", *COLUMNS)
+        end = records[-1]["step"] if left is None else left
+        curves += [
+            key | {column: record[column] for column in columns} | {"left": record["step"] == end} for record in records
+        ]
+        budget = _policy_tokens(places, wanted, world, seed) if strategy in FIXED else 0.0
+        paid = max((r["step"] for r in records if r["generated_tokens"] <= SLACK * budget), default=end)
+        for step in sorted({end, paid}):
+            probe = runs.read_table(place / "probe" / f"{step:08d}.parquet")
+            values = per_prompt(probe, name, "golden")[1][0].round(3)
+            golden += [key | {"step": step, "nats": float(value)} for value in values]
+    OUT.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(curves), OUT / "curves.parquet", compression="zstd")
+    schema = pa.schema([("world", pa.string()), ("seed", pa.int16()), ("strategy", pa.string()), ("step", pa.int16()),
+                        ("nats", pa.float32())])  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(golden, schema), OUT / "golden.parquet", compression="zstd")
+    digests = {
+        name: hashlib.sha256((OUT / name).read_bytes()).hexdigest() for name in ("curves.parquet", "golden.parquet")
+    }
+    (OUT / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def _policy_tokens(places: Mapping[str, Any], wanted: Mapping[Key, Any], world: str, seed: int) -> float:
+    experiment, name = wanted[world, seed, POLICY]
+    place, _ = places[arm_key(experiment, _arm(experiment, name))]
+    return runs.read_records(place / "metrics.jsonl")[-1]["generated_tokens"]
+
+
+def _arm(experiment: Any, name: str) -> Any:
+    return next(arm for arm in experiment.arms if arm.name == name)
+
+
+def _finished(folder: Path) -> Iterator[tuple[str, tuple[Path, int | None]]]:
+    """Arm key → folder of the arm, and the step of the student that it left."""
+    for path in sorted(folder.glob("*/manifest.json")):
+        manifest = runs.read_json(path)
+        if provenance.is_manifest(manifest):
+            experiment = from_dict(manifest["config"])
+            for name in finished_arms(experiment, path.parent):
+                place = path.parent / "arms" / name
+                left = runs.read_json(place / "finished.json").get("kept_step")
+                yield arm_key(experiment, _arm(experiment, name)), (place, left)
+
+
+def load() -> dict[Key, Curve]:
+    """The curves of the committed files, whose digests must match."""
+    for name, digest in json.loads((OUT / "digests.json").read_text()).items():
+        if hashlib.sha256((OUT / name).read_bytes()).hexdigest() != digest:
+            raise SystemExit(f"{name} is not the file that was built: build it again")
+    values: dict[Key, dict[int, list[float]]] = {}
+    columns = pq.read_table(OUT / "golden.parquet").to_pydict()
+    for world, seed, strategy, step, value in zip(*columns.values(), strict=True):
+        values.setdefault((world, seed, strategy), {}).setdefault(step, []).append(value)
+    by_key: dict[Key, list[dict[str, Any]]] = {}
+    for row in pq.read_table(OUT / "curves.parquet").to_pylist():
+        by_key.setdefault((row["world"], row["seed"], row["strategy"]), []).append(row)
+    return {
+        key: Curve(
+            np.array([row["generated_tokens"] for row in rows], float),
+            np.array([row["golden_nats"] for row in rows]),
+            {i: np.array(values[key][row["step"]]) for i, row in enumerate(rows) if row["step"] in values[key]},
+            next(i for i, row in enumerate(rows) if row["left"]),
+        )
+        for key, rows in by_key.items()
+    }
+
+
+# --- the table
+
+
+def rows_of(curves: Mapping[Key, Curve], worlds: Sequence[str] = HELD_OUT) -> list[dict[str, Any]]:
+    """One row per strategy: golden less that of offline, over worlds; the best first."""
+    names = list(dict.fromkeys(strategy for _, _, strategy in curves))
+    rows = []
+    for name in names:
+        mine = {key[:2]: curve for key, curve in curves.items() if key[2] == name and key[0] in worlds}
+        if {world for world, _ in mine} != set(worlds):
+            continue
+        differences = {
+            key: paired_difference(curve.end_P, curves[(*key, "offline")].end_P) for key, curve in mine.items()
+        }
+        by_world = [np.mean([differences[key].value for key in mine if key[0] == world]) for world in worlds]
+        surely = [d.value + 1.96 * (d.stderr or 0.0) < 0 for d in differences.values()]
+        row: dict[str, Any] = {
+            "strategy": name,
+            "tokens": float(np.mean([_multiple(curves, key, curve) for key, curve in mine.items()])),
+            "end": t_interval(mean_estimate(by_world)) if name != "offline" else Interval(0.0, 0.0, 0.0),
+            "better": sum(surely),
+            "runs": len(surely),
+        }
+        for budget in BUDGETS:
+            row[f"at {budget}x"] = _at_budget(curves, mine, budget)
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["end"].value)
+
+
+def _multiple(curves: Mapping[Key, Curve], key: tuple[str, int], curve: Curve) -> float:
+    return curve.generated_tokens[-1] / curves[(*key, "offline")].generated_tokens[-1]
+
+
+def _at_budget(curves: Mapping[Key, Curve], mine: Mapping[tuple[str, int], Curve], budget: float) -> float | None:
+    """Mean over runs of golden less offline's at its end, each read where ``budget`` times its tokens are spent."""
+    found = []
+    for key, curve in mine.items():
+        offline = curves[(*key, "offline")]
+        position = curve.within(budget * offline.generated_tokens[-1])
+        if position is None:
+            return None
+        found.append(float(curve.golden_S[position] - offline.golden_S[-1]))
+    return float(np.mean(found))
+
+
+# --- the policy against fixed strategies
+
+
+def policy_rows(curves: Mapping[Key, Curve]) -> list[dict[str, Any]]:
+    """One row per world and seed: the policy against every fixed strategy on the same prompts, at its own tokens."""
+    rows = []
+    for (world, seed, strategy), mine in curves.items():
+        if strategy != POLICY:
+            continue
+        tokens = mine.generated_tokens[-1]
+        offline = curves[world, seed, "offline"]
+        rivals = {}
+        for name in FIXED:
+            curve = curves[world, seed, name]
+            position = curve.within(tokens)
+            if name not in PROMPTS_NEEDED and position is not None:
+                rivals[name] = curve.per_prompt[position]
+        best = min(rivals, key=lambda name: rivals[name].mean())
+        improvement = float(offline.end_P.mean() - rivals[best].mean())
+        gap = paired_difference(mine.end_P, rivals[best])
+        gain = paired_difference(mine.end_P, offline.end_P)
+        rows.append(
+            {
+                "world": world,
+                "seed": seed,
+                "tokens": tokens / offline.generated_tokens[-1],
+                "offline": float(offline.end_P.mean()),
+                "policy": float(mine.end_P.mean()),
+                "gain": _interval(gain),
+                "never_worse": gain.value - 1.96 * (gain.stderr or 0.0) <= 0,
+                "best": best,
+                "best_golden": float(rivals[best].mean()),
+                "gap": _interval(gap),
+                "close": gap.value <= max(CLOSE_SHARE * improvement, CLOSE_NATS),
+            }
+        )
+    return sorted(rows, key=lambda row: (ALL_WORLDS.index(row["world"]), row["seed"]))
+
+
+def _interval(estimate: Any) -> Interval:
+    margin = 1.96 * estimate.stderr
+    return Interval(estimate.value, estimate.value - margin, estimate.value + margin)
+
+
+# --- files
+
+
+def write_tables(curves: Mapping[Key, Curve]) -> None:
+    """table.md, policy.md, their CSVs and the figure."""
+    rows, design = rows_of(curves), {row["strategy"]: row for row in rows_of(curves, (DESIGN_WORLD,))}
+    shown = [
+        {
+            "strategy": row["strategy"],
+            "tokens, × offline": f"{row['tokens']:.1f}",
+            "golden at the end, less offline's": _bounds(row["end"]),
+            "surely better in": f"{row['better']} of {row['runs']}",
+            **{f"at {budget}x tokens": nats(row[f"at {budget}x"], signed=True) for budget in BUDGETS},
+            "in the design world": nats(design[row["strategy"]]["end"].value, signed=True),
+        }
+        for row in rows
+    ]
+    flat = [{k: (v.value if isinstance(v, Interval) else v) for k, v in row.items()}
+            | {"end_low": row["end"].low, "end_high": row["end"].high} for row in rows]  # fmt: skip
+    head = [
+        "# Cures: golden at the end of 300 steps, less that of the offline arm of the same world and seed",
+        "",
+        f"Nats per sequence, mean over {len(HELD_OUT)} worlds that no dial was chosen on ({', '.join(HELD_OUT)}), "
+        f"seeds {' and '.join(map(str, SEEDS))}; 95 % t interval over the worlds; lower is better. *Surely better*: "
+        "runs whose paired interval over prompts lies below 0. *At n× tokens*: each strategy at its last evaluation "
+        "that cost no more than n times what offline generated; – where not even one evaluation was paid for.",
+        "",
+    ]
+    runs.write_text(OUT / "table.md", "\n".join([*head, *to_markdown(shown), ""]))
+    runs.write_text(OUT / "table.csv", to_csv(flat))
+    found = policy_rows(curves)
+    shown = [
+        {
+            "world": row["world"],
+            "seed": row["seed"],
+            "tokens, × offline": f"{row['tokens']:.1f}",
+            "offline": nats(row["offline"]),
+            "policy": nats(row["policy"]),
+            "policy − offline": _bounds(row["gain"]),
+            "best fixed within its tokens": f"{row['best']} {nats(row['best_golden'])}",
+            "policy − best fixed": _bounds(row["gap"]),
+            "close": "yes" if row["close"] else "no",
+        }
+        for row in found
+    ]
+    unseen = [row for row in found if row["world"] != DESIGN_WORLD]
+    head = [
+        '# The policy "auto" against fixed strategies on the same prompts, at the policy\'s own generated tokens',
+        "",
+        f"In the {len(unseen)} runs of the worlds that it was not designed on: not worse than offline beyond noise in "
+        f"{sum(row['never_worse'] for row in unseen)}; within {CLOSE_SHARE:.0%} of the best fixed strategy's "
+        f"improvement or {CLOSE_NATS} nats of it in {sum(row['close'] for row in unseen)}. A fixed strategy that costs "
+        "more is read at its last evaluation within the policy's tokens; the best is picked with hindsight, by golden. "
+        f"`{DESIGN_WORLD}` is the world of the design.",
+        "",
+    ]
+    runs.write_text(OUT / "policy.md", "\n".join([*head, *to_markdown(shown), ""]))
+    figure(rows)
+
+
+def _bounds(interval: Interval) -> str:
+    return f"{nats(interval.value, signed=True)} {brackets([interval.low, interval.high])}"
+
+
+def figure(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Golden less offline's over generated tokens, a point for each strategy."""
+    kinds = {"offline, fixed": "o", "policy": "D", "cure": "s"}
+    with in_style():
+        drawing = Figure(figsize=(8, 5.5))
+        axes = drawing.subplots()
+        for row in rows:
+            name = row["strategy"]
+            kind = "policy" if name.startswith(("policy", "stop")) else "cure"
+            kind = "offline, fixed" if name in ("offline", *FIXED) else kind
+            at = (row["tokens"], row["end"].value)
+            colour = ARM_COLOURS[list(kinds).index(kind)]
+            axes.plot(*at, kinds[kind], ms=6, color=colour, label=kind)
+            axes.annotate(name.replace("_", " "), at, fontsize=7, xytext=(5, 3), textcoords="offset points")
+        axes.axhline(0, lw=1, ls="--", color=MUTED)
+        axes.set_xscale("log")
+        axes.set_xlabel("generated tokens, in those of offline")
+        axes.set_ylabel("golden at the end, less offline's (nats)")
+        unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        axes.legend(unique.values(), unique.keys())
+        runs.write_text(OUT / "figure.svg", to_svg(drawing))
+
+
+def main() -> None:
+    """Reads the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["build", "table"])
+    parser.add_argument("--runs", type=Path, default=Path("runs/sweeps"))
+    given = parser.parse_args()
+    if given.action == "build":
+        build(given.runs)
+    else:
+        write_tables(load())
+        print((OUT / "policy.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
