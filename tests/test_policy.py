@@ -22,7 +22,7 @@ from assay.policy import EVEN_ODDS, Policy, Supply, completions_to_add
 from assay.results import merge_arms, write_summary
 from assay.training import FitState, fit, save_model
 from assay.types import Action, Progress, Prompt
-from known_logs import hacked, healthy
+from known_logs import falling, hacked, healthy
 from test_experiment import small
 from tiny_models import gpt2
 
@@ -38,6 +38,15 @@ def rows(log: Trajectory) -> list[dict[str, float]]:
         {"step": float(step), **{name: float(values[i]) for name, values in log.columns.items()}}
         for i, step in enumerate(log.steps)
     ]
+
+
+def long_hacked() -> Trajectory:
+    """Evaluations three times as dense."""
+    steps = np.concatenate([[0.0], np.unique(np.round(np.geomspace(1, 3000, 45)))])
+    held_out = np.maximum(falling(steps=steps), falling(steps=np.array([40.0])))
+    rise = 2 * np.log(np.maximum(steps, 40) / 40)
+    columns = {"proxy": held_out, "train_proxy": falling(1.0, steps=steps)}
+    return Trajectory(steps, {**columns, "reference_nll": 30 + falling(0.2, steps=steps) + rise})
 
 
 def watch(
@@ -81,14 +90,14 @@ def test_stop_keeps_the_step_that_a_diagnosis_recommends() -> None:
 
 
 def test_auto_climbs_its_ladder_one_evaluation_at_a_time_and_stops_last() -> None:
-    """On a log that no action mends."""
-    done = watch(Policy(arm()), hacked())
-    assert [action.kind for _, action in done] == ["add_completions", "regenerate", "set_fresh_fraction", "stop"][
-        : len(done)
-    ]
-    assert len(done) >= 3
+    """On a log that no action mends; one that goes back starts the log anew from there."""
+    done = watch(Policy(arm()), long_hacked())
+    ladder = ["add_completions", "regenerate", "set_fresh_fraction", "roll_back", "stop"]
+    assert [action.kind for _, action in done] == ladder
     assert len({step for step, _ in done}) == len(done)
-    assert "score" in done[0][1].reason
+    assert all("score" in action.reason for _, action in done)
+    assert done[3][1].to_step is not None
+    assert done[3][1].to_step < done[3][0]
 
 
 def test_auto_acts_before_stop_does() -> None:
@@ -99,8 +108,8 @@ def test_auto_acts_before_stop_does() -> None:
 def test_an_arm_without_stored_responses_goes_straight_to_fresh_ones_or_waits_for_the_alarm() -> None:
     kinds = [action.kind for _, action in watch(Policy(arm()), hacked(), supply=None)]
     assert kinds[0] == "set_fresh_fraction"
-    kinds = [action.kind for _, action in watch(Policy(arm()), hacked(), supply=None, can_be_fresh=False)]
-    assert kinds == ["stop"]
+    kinds = [action.kind for _, action in watch(Policy(arm()), long_hacked(), supply=None, can_be_fresh=False)]
+    assert kinds == ["roll_back", "stop"]
 
 
 def test_a_score_that_does_not_rise_after_an_action_asks_for_nothing() -> None:

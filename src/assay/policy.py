@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,9 +42,9 @@ class Supply:
 class Policy:
     """Watches an arm's evaluations and decides; ``update`` with each of them, in order.
 
-    "auto" has four steps: more completions; all stored responses anew; half of every batch fresh; back to the
-    recommended student, and stop. It takes the next one when the score has risen since the last, and skips what the
-    arm's sources cannot do.
+    "auto" has five steps: more completions; all stored responses anew; half of every batch fresh; and, once the alarm
+    is up, back to the recommended student; back to it, and stop. It takes the next one when the score has risen since
+    the last, and skips what the arm's sources cannot do.
     """
 
     def __init__(self, arm: ArmConfig) -> None:
@@ -73,7 +73,7 @@ class Policy:
         ``supply`` is None for an arm without a stored source of a model's responses.
         """
         if self.arm.policy == "stop" and self.is_alarmed:
-            return self._stop(f"the {self.arm.alarm} alarm")
+            return self._back("stop", f"the alarm of {self.arm.alarm}")
         worse = score is not None and score >= EVEN_ODDS and score > self._score_then
         if self.arm.policy != "auto" or not worse:
             return None
@@ -86,7 +86,11 @@ class Policy:
             return Action("regenerate", f"{why}, still rising")
         if can_be_fresh and "set_fresh_fraction" not in kinds:
             return Action("set_fresh_fraction", f"{why}, still rising", fraction=FRESH_FRACTION)
-        return self._stop(f"{why}, still rising after all else") if self.is_alarmed else None
+        if not self.is_alarmed:
+            return None
+        if "roll_back" not in kinds:
+            return self._back("roll_back", f"{why}, still rising")
+        return self._back("stop", f"{why}, still rising after all else")
 
     def carried_out(self, action: Action, score: float | None) -> None:
         """Notes an action that was carried out; the detector forgets what was undone by going back."""
@@ -94,14 +98,15 @@ class Policy:
         self._score_then = score or 0.0
         if action.to_step is not None:
             self.detector.forget_after(action.to_step)
+            self._score_then = 0.0
 
-    def _stop(self, why: str) -> Action:
+    def _back(self, kind: Literal["roll_back", "stop"], why: str) -> Action:
         if self.arm.alarm == "detector":
             step = self.detector.diagnose().recommended_step
         else:
             values = self._watched()
             step = self.detector.trajectory.steps[int(np.argmin(values))]
-        return Action("stop", f"{why}: the student of step {step:.0f} is kept", to_step=int(step))
+        return Action(kind, f"{why}: back to the student of step {step:.0f}", to_step=int(step))
 
     def _watched(self) -> Sequence[float]:
         column = {"patience": "proxy", "references": "reference_nll"}[self.arm.alarm]

@@ -49,6 +49,7 @@ def deed(action: dict[str, Any]) -> str:
         "add_completions": f"{action['completions']} more responses per prompt",
         "regenerate": "all stored responses written anew",
         "set_fresh_fraction": f"{action['fraction'] or 0:.0%} of every batch fresh",
+        "roll_back": "went back and on",
         "stop": "stopped",
     }.get(action["kind"], readable(action["kind"]))
     return f"step {action['step']:,}: {visible(what)} ({visible(action['reason'])})"
