@@ -43,19 +43,27 @@ class ModelsConfig:
 
     One tokenizer serves all three (the oracle's). ``teacher_is_oracle`` makes the oracle itself the teacher
     (control). ``student_initialisation`` "random" draws the student's weights instead of loading them (control).
+    ``num_teachers`` above 1: so many teachers from one base, each fine-tuned on a bootstrap resample of the oracle's
+    responses of its own, are the teacher together: the mean of their next-token laws.
     """
 
     oracle: str = "define-oracle"
     teacher: str = "define-teacher"
     student: str = "define-student"
     teacher_is_oracle: bool = False
+    num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """One training loop: AdamW, warm-up, a schedule, clipping, a token-normalised divergence."""
+    """One training loop: AdamW, warm-up, a schedule, clipping, a token-normalised divergence; and four cures.
+
+    ``anchor_weight`` λ adds λ · KL(q‖q at the start) per response token. ``averaging_decay`` d: what is evaluated and
+    saved is the average a ← d · a + (1 − d) · weights, which begins at the first weights; None: the weights themselves.
+    ``dropout`` 0 leaves the model's own. ``lora_rank``: low-rank updates of all linear layers instead of all weights.
+    """
 
     num_steps: int = 300
     batch_size: int = 64
@@ -69,6 +77,10 @@ class TrainingConfig:
     divergence: str = "forward_kl"
     divergence_parameters: dict[str, float] = field(default_factory=dict)
     softmax_temperature: float = 1.0
+    anchor_weight: float = 0.0
+    averaging_decay: float | None = None
+    dropout: float = 0.0
+    lora_rank: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = 200
 
@@ -91,13 +103,23 @@ class SourceConfig:
 
     ``refresh_every`` None keeps the first response for good (offline); n with unit "epochs" writes a prompt's
     response anew every n-th time that it is drawn; with unit "steps" once it is n optimiser steps old.
-    ``weight`` is the share of this source in a mixture.
+    ``weight`` is the share of this source in a mixture. ``prompts`` "oracle" takes the prompts of stage 1; with writer
+    "oracle" the responses too, as they are on disk: replay. ``learn`` "text" takes the response's own tokens as the
+    law to learn (one-hot) instead of the teacher's. References and replay have one response for each prompt, whatever
+    ``completions_per_prompt`` says.
     """
 
     writer: Writer = "teacher"
     refresh_every: int | None = None
     refresh_unit: Literal["epochs", "steps"] = "epochs"
     weight: float = 1.0
+    prompts: Literal["distillation", "oracle"] = "distillation"
+    learn: Literal["teacher", "text"] = "teacher"
+
+    @property
+    def is_replay(self) -> bool:
+        """Whether the responses are those of stage 1."""
+        return self.writer == "oracle" and self.prompts == "oracle"
 
 
 @dataclass(frozen=True)
@@ -305,6 +327,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}batch_size",
         f"{_TRAINING}num_micro_batches",
         f"{_TRAINING}checkpoint_every",
+        "models.num_teachers",
     ),
     (0, math.inf): (
         "stage_one.teacher_epochs",
@@ -313,6 +336,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "distillation.sampling_temperature",
         f"{_TRAINING}warmup_steps",
         f"{_TRAINING}weight_decay",
+        f"{_TRAINING}anchor_weight",
         "probe.num_shown",
     ),
     (1e-12, math.inf): (
@@ -349,6 +373,11 @@ def validate(experiment: Experiment) -> None:
         template_columns(experiment.task.template)
     _check_name("recipe", experiment.recipe)
     _check_arms(experiment.arms)
+    _check_cures(training)
+    _check_teachers(experiment)
+    for arm in experiment.arms:
+        for source in arm.sources:
+            _check_source(arm.name, source, training)
 
 
 def template_columns(template: str) -> list[str]:
@@ -392,6 +421,45 @@ def _check_arms(arms: tuple[ArmConfig, ...]) -> None:
             raise AssayError(f"arm {arm.name!r}: policy 'auto' asks for new responses, a data set has none: use 'stop'")
         if arm.alarm != "detector" and arm.policy != "stop":
             raise AssayError(f"arm {arm.name!r}: alarm {arm.alarm!r} serves policy 'stop' alone, not {arm.policy!r}")
+
+
+def _check_cures(training: TrainingConfig) -> None:
+    decay, rank = training.averaging_decay, training.lora_rank
+    if decay is not None and not 0 <= decay < 1:
+        raise AssayError(f"config field '{_TRAINING}averaging_decay' is {decay}: it must be at least 0 and below 1")
+    if not 0 <= training.dropout < 1:
+        raise AssayError(f"config field '{_TRAINING}dropout' is {training.dropout}: it must be at least 0 and below 1")
+    if rank is not None and rank < 1:
+        raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")
+
+
+def _check_teachers(experiment: Experiment) -> None:
+    number = experiment.models.num_teachers
+    if number > 1 and experiment.models.teacher_is_oracle:
+        raise AssayError(f"models.num_teachers is {number}, but the oracle is the teacher: set it to 1")
+    if number > 1 and experiment.stage_one.teacher_epochs == 0:
+        raise AssayError(f"{number} teachers without SFT are all the same: raise stage_one.teacher_epochs")
+
+
+def _check_source(arm: str, source: SourceConfig, training: TrainingConfig) -> None:
+    if source.is_replay and source.refresh_every is not None:
+        raise AssayError(f"arm {arm!r}: replayed responses of stage 1 are kept for good: set refresh_every to null")
+    if source.learn == "teacher" or training.divergence == "hard_labels":
+        return
+    if source.writer == "student":
+        raise AssayError(f"arm {arm!r}: a student that learns its own text learns nothing: set learn to 'teacher'")
+    parameters = training.divergence_parameters
+    to_reverse_kl = {"skew_reverse_kl": parameters.get("alpha") == 0, "generalised_jsd": parameters.get("beta") == 1}
+    if to_reverse_kl.get(training.divergence, training.divergence in ("reverse_kl", "jeffreys")):
+        raise AssayError(
+            f"arm {arm!r}: {training.divergence} from the one law that a text gives is infinite: choose forward_kl, or "
+            "set learn to 'teacher'"
+        )
+    if training.softmax_temperature != 1:
+        raise AssayError(
+            f"arm {arm!r}: a text has no softmax temperature, but training has {training.softmax_temperature:g}: set "
+            "distillation.training.softmax_temperature to 1, or learn to 'teacher'"
+        )
 
 
 def _check_name(what: str, name: str) -> None:
