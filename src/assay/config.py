@@ -121,6 +121,15 @@ class SourceConfig:
         """Whether the responses are those of stage 1."""
         return self.writer == "oracle" and self.prompts == "oracle"
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether these are stored responses of the teacher to distillation prompts: the train proxy walks on them."""
+        return self.writer == "teacher" and self.prompts == "distillation" and self.refresh_every is None
+
+    def completions(self, per_prompt: int) -> int:
+        """Responses to each prompt: ``per_prompt``, but one where they are not sampled."""
+        return 1 if self.writer == "dataset" or self.is_replay else per_prompt
+
 
 @dataclass(frozen=True)
 class ArmConfig:

@@ -7,9 +7,12 @@ worker processes with one thread each, so this module is the only one of the pip
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay import provenance, runs
@@ -20,6 +23,8 @@ from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
+from assay.models.averaging import Learner
+from assay.models.ensemble import Ensemble
 from assay.models.language_model import LanguageModel
 from assay.models.loading import (
     check_fits,
@@ -77,6 +82,17 @@ class Workspace:
             self.framing,
         )
 
+    def source_prompts(self, source: SourceConfig) -> list[Prompt]:
+        """The prompts of a source; AssayError when it needs references and they have none."""
+        stage_one, distillation = self.experiment.stage_one, self.experiment.distillation
+        numbers = {"distillation": distillation.num_prompts, "oracle": stage_one.num_oracle_prompts}
+        prompts = self.prompts(source.prompts, numbers[source.prompts])
+        if source.writer == "dataset" and not all(prompt.reference_ids for prompt in prompts):
+            raise AssayError(
+                f"writer 'dataset' needs a reference for every prompt of task {self.experiment.task.name!r}"
+            )
+        return prompts
+
     def held_out(self) -> list[Prompt]:
         """The probe's prompts."""
         return self.prompts("held_out", self.experiment.probe.num_prompts)
@@ -93,11 +109,29 @@ class Workspace:
         names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
         return load_model(names[role], models.device)
 
-    def tuned(self, role: Writer) -> PretrainedModel:
-        """A role's model after stage 1 (the oracle is never trained)."""
+    def tuned(self, role: Writer) -> LanguageModel:
+        """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
         if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
             return self.base("oracle")
-        return load_model(str(self.stage_one / role), self.experiment.models.device)
+        device = self.experiment.models.device
+        members = [load_model(str(self.stage_one / name), device) for name in self.tuned_names(role)]
+        return members[0] if len(members) == 1 else Ensemble(members, f"{len(members)} teachers")
+
+    def student(self) -> PretrainedModel:
+        """The student as it is before distillation."""
+        return load_model(str(self.stage_one / "student"), self.experiment.models.device)
+
+    def tuned_names(self, role: Writer) -> list[str]:
+        """The folders, in stage 1, of a role's fine-tuned models."""
+        number = self.experiment.models.num_teachers
+        return [f"teacher-{i}" for i in range(number)] if role == "teacher" and number > 1 else [role]
+
+    def oracle_responses(self, num_shards: int) -> tuple[list[Prompt], list[Response]]:
+        """The oracle prompts with the oracle's answers, as stage 1 has written them."""
+        prompts = self.prompts("oracle", self.experiment.stage_one.num_oracle_prompts)
+        paths = [self.stage_one / f"oracle-{i}.parquet" for i in range(num_shards)]
+        stored = {response.prompt_id: response for path in paths for response in read_responses(path)}
+        return prompts, [stored[prompt.id] for prompt in prompts]
 
 
 def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[str, str]:
@@ -106,12 +140,15 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     divergence(experiment.distillation.training.divergence, **experiment.distillation.training.divergence_parameters)
     work = Workspace(experiment, folder)
     models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
+    Learner(models["student"], experiment.distillation.training)  # dropout without a place, peft not installed
     for role in ("teacher", "student"):
         check_same_vocabulary(models["oracle"], models[role])
         check_same_tokenizer(work.tokenizer, models[role].name)
     check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
+    for source in (source for arm in experiment.arms for source in arm.sources if source.writer == "dataset"):
+        work.source_prompts(source)
     _check_leaks(
         work.held_out(),
         work.prompts("oracle", experiment.stage_one.num_oracle_prompts),
@@ -162,16 +199,44 @@ def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: in
         _write_held_out(work, work.tuned("oracle"), role)
         return work.tuned("oracle").digest
     stage = experiment.stage_one
-    prompts = work.prompts("oracle", stage.num_oracle_prompts)
-    stored = {r.prompt_id: r for i in range(num_shards) for r in read_responses(work.stage_one / f"oracle-{i}.parquet")}
     epochs = {"teacher": stage.teacher_epochs, "student": stage.student_epochs}[role]
-    num_steps = round(epochs * len(prompts) / stage.batch_size)
+    num_steps = round(epochs * stage.num_oracle_prompts / stage.batch_size)
     if epochs > 0 and num_steps == 0:
         raise AssayError(
-            f"SFT of the {role}: {epochs} passes over {len(prompts)} oracle responses make no batch of "
+            f"SFT of the {role}: {epochs} passes over {stage.num_oracle_prompts} oracle responses make no batch of "
             f"{stage.batch_size}: lower stage_one.batch_size, or set stage_one.{role}_epochs to 0"
         )
+    prompts, responses = work.oracle_responses(num_shards)
+    names = work.tuned_names(role)
+    for member, name in enumerate(names):
+        if (work.stage_one / name).exists():
+            continue
+        rows = list(range(len(prompts)))
+        if len(names) > 1:  # a bootstrap resample
+            rows = np.random.default_rng([experiment.seed, member]).integers(len(prompts), size=len(prompts)).tolist()
+        drawn = [prompts[row] for row in rows], [responses[row] for row in rows]
+        model = _fine_tuned(work, role, name, *drawn, num_steps, member, report)
+        runs.write_atomically(work.stage_one / name, functools.partial(save_model, model, tokenizer=work.tokenizer))
+    tuned = work.tuned(role)
+    _write_held_out(work, tuned, role)
+    return tuned.digest
+
+
+def _fine_tuned(
+    work: Workspace,
+    role: Writer,
+    name: str,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    num_steps: int,
+    index: int,
+    report: Report,
+) -> PretrainedModel:
+    """A role's base after ``num_steps`` steps on these responses; ``index`` fixes their order."""
+    experiment, stage = work.experiment, work.experiment.stage_one
     model = work.base(role)
+    if num_steps == 0:
+        return model
     config = TrainingConfig(
         num_steps=num_steps,
         batch_size=stage.batch_size,
@@ -180,26 +245,24 @@ def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: in
         divergence="hard_labels",
         checkpoint_every=100,
     )
-    if num_steps > 0:
-        source = ResponseSource(
-            SourceConfig("oracle"),
-            prompts,
-            {role: model},
-            max_response_tokens=experiment.task.max_response_tokens,
-            seed=experiment.seed,
-            signal=False,
-        )
-        source.preload([stored[prompt.id] for prompt in prompts])
-        fit(
-            model,
-            Mixture([source], stage.batch_size),
-            config,
-            before_step=lambda state: report(Progress(f"SFT of {role}", state.step, num_steps)),
-            checkpoints=work.stage_one / f"checkpoints-{role}",
-        )
-    runs.write_atomically(work.stage_one / role, lambda path: save_model(model, path, work.tokenizer))
-    _write_held_out(work, model, role)
-    return model.digest
+    source = ResponseSource(
+        SourceConfig("oracle"),
+        prompts,
+        {role: model},
+        max_response_tokens=experiment.task.max_response_tokens,
+        seed=experiment.seed,
+        signal=False,
+        index=index,
+    )
+    source.preload(responses)
+    fit(
+        model,
+        Mixture([source], stage.batch_size),
+        config,
+        before_step=lambda state: report(Progress(f"SFT of {name}", state.step, num_steps)),
+        checkpoints=work.stage_one / f"checkpoints-{name}",
+    )
+    return model
 
 
 def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> None:
@@ -210,20 +273,18 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         return
     arm = next(arm for arm in experiment.arms if arm.name == name)
     training = experiment.distillation.training
-    student = work.tuned("student")
+    student = work.student()
     models: dict[Writer, LanguageModel] = {role: work.tuned(role) for role in ("oracle", "teacher")}
-    prompts = work.prompts("distillation", experiment.distillation.num_prompts)
     counters = Counters()
     signal = DIVERGENCES[training.divergence].needs == "distribution"
-    sources = [
-        _source(work, config, prompts, models, counters, signal, index) for index, config in enumerate(arm.sources)
-    ]
-    fresh = _source(work, _FRESH, prompts, models, counters, signal, len(sources)) if arm.policy == "auto" else None
+    sources = [_source(work, config, models, counters, signal, index) for index, config in enumerate(arm.sources)]
+    fresh = _source(work, _FRESH, models, counters, signal, len(sources)) if arm.policy == "auto" else None
     mixture = Mixture(sources, training.batch_size, fresh)
     train_pairs = _train_pairs(work, mixture, models["teacher"])
     table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
     runs.write_table(arm_folder / "train_pairs.parquet", table)
     probe = _build_probe(work, train_pairs, models)
+    torch.manual_seed(experiment.seed)  # for dropout and low-rank updates: everything else has seeds of its own
     recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report)
     state = fit(
         student,
@@ -265,34 +326,36 @@ def _train_pairs(
     """What the train proxy walks on: the stored pairs of an offline source, else a fixed fresh teacher sample."""
     num_pairs = work.experiment.probe.num_train_pairs
     for source in mixture.sources:
-        if source.config.writer == "teacher" and source.config.refresh_every is None:
+        if source.config.is_offline:
             return source.stored_pairs(num_pairs)
-    prompts = mixture.sources[0].prompts[:num_pairs]
+    prompts = work.prompts("distillation", work.experiment.distillation.num_prompts)[:num_pairs]
     return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
 
 
 def _source(
     work: Workspace,
     config: SourceConfig,
-    prompts: Sequence[Prompt],
     models: Mapping[Writer, LanguageModel],
     counters: Counters,
     signal: bool,
     index: int,
 ) -> ResponseSource:
     distillation = work.experiment.distillation
-    return ResponseSource(
+    source = ResponseSource(
         config,
-        prompts,
+        work.source_prompts(config),
         models,
         max_response_tokens=work.experiment.task.max_response_tokens,
-        completions_per_prompt=distillation.completions_per_prompt,
-        sampling_temperature=distillation.sampling_temperature,
+        completions_per_prompt=config.completions(distillation.completions_per_prompt),
+        sampling_temperature=1.0 if config.is_replay else distillation.sampling_temperature,
         seed=work.experiment.seed,
         signal=signal,
         index=index,
         counters=counters,
     )
+    if config.is_replay:
+        source.preload(work.oracle_responses(len(list(work.stage_one.glob("oracle-*.parquet"))))[1])
+    return source
 
 
 def _answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -21,8 +22,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay import runs
 from assay.config import TrainingConfig
-from assay.divergences import DIVERGENCES, divergence
+from assay.divergences import DIVERGENCES, divergence, reverse_kl
 from assay.errors import AssayError
+from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
 from assay.types import Action, Batch, Dense
@@ -48,16 +50,28 @@ class Source(Protocol):
         ...
 
 
-def distillation_loss(student: LanguageModel, batch: Batch, config: TrainingConfig) -> Tensor:
-    """Σ over response tokens of D(p, q), in nats: p the teacher's next-token law, q the student's.
+def distillation_loss(
+    student: LanguageModel, batch: Batch, config: TrainingConfig, start: LanguageModel | None = None
+) -> Tensor:
+    """Σ over response tokens of D(p, q) + λ KL(q‖s), in nats: p the teacher's next-token law, q the student's.
 
     The sum, not the mean: divide by the number of response tokens of the whole optimiser step, so that
     accumulation and padding cannot change the loss. ``softmax_temperature`` τ divides both log-probabilities
-    before normalising [Hinton et al. 2015], without the factor τ².
+    before normalising [Hinton et al. 2015], without the factor τ². The second term, with λ = ``anchor_weight`` and
+    always at temperature 1, is there when ``start``, the model s, is given.
     Raises AssayError when the divergence needs a distribution and the batch has none.
     """
-    loss = divergence(config.divergence, **config.divergence_parameters)
     log_q_NV = student.log_probs(batch)
+    total = _from_teacher(log_q_NV, batch, config)
+    if start is None:
+        return total
+    with torch.no_grad(), start.evaluating():
+        log_s_NV = start.log_probs(batch)
+    return total + config.anchor_weight * reverse_kl(log_s_NV, log_q_NV).sum()
+
+
+def _from_teacher(log_q_NV: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
+    loss = divergence(config.divergence, **config.divergence_parameters)
     if DIVERGENCES[config.divergence].needs == "tokens":
         token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
         return loss(log_q_NV, token_ids_N).sum()
@@ -85,15 +99,22 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
 _ADVICE = "lower the learning rate, or look at the responses of that batch; the last checkpoint is kept"
 
 
-def train_step(student: PretrainedModel, optimizer: AdamW, batch: Batch, step: int, config: TrainingConfig) -> float:
+def train_step(
+    student: PretrainedModel,
+    optimizer: AdamW,
+    batch: Batch,
+    step: int,
+    config: TrainingConfig,
+    start: LanguageModel | None = None,
+) -> float:
     """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     size = math.ceil(len(batch) / config.num_micro_batches)
-    for start in range(0, len(batch), size):
+    for first in range(0, len(batch), size):
         with autocast:
-            loss = distillation_loss(student, batch[start : start + size], config) / batch.num_tokens
+            loss = distillation_loss(student, batch[first : first + size], config, start) / batch.num_tokens
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):
@@ -136,40 +157,45 @@ def fit(
     ``before_step`` is called before each step and once after the last, with ``state.step`` steps done: it
     evaluates, reports progress, raises to end it all, or returns an action, which is carried out at once; students to
     go back to are in ``kept``, by their steps. A resumed loop gives the same weights as an uninterrupted one.
+    ``student`` is what is evaluated and saved; the optimiser moves, and ``source`` is given, the learner's model,
+    which is the same one unless weights are averaged or low-rank updates trained (``models.averaging.Learner``).
     """
+    start = copy.deepcopy(student) if config.anchor_weight > 0 else None  # before a checkpoint is loaded
+    learner = Learner(student, config)
     optimizer = AdamW(
-        student.module.parameters(),
+        learner.model.module.parameters(),
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
-        state = load_newest_checkpoint(checkpoints, student, optimizer, source) or state
-    student.module.train()
+        state = load_newest_checkpoint(checkpoints, learner, optimizer, source) or state
+    learner.model.module.train()
     while True:
         action = before_step(state) if before_step is not None and state.stopped_at is None else None
         if action is not None:
-            carry_out(action, student, optimizer, source, state, kept)
+            carry_out(action, learner, optimizer, source, state, kept)
             if checkpoints is not None:
-                save_checkpoint(checkpoints, student, optimizer, source, state)
+                save_checkpoint(checkpoints, learner, optimizer, source, state)
         if state.step == config.num_steps or state.stopped_at is not None:
             break
-        batch = source.batch(state.step, student)
+        batch = source.batch(state.step, learner.model)
         started = time.perf_counter()
-        state.losses.append(train_step(student, optimizer, batch, state.step, config))
+        state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
+        learner.follow()
         state.seconds["student"] += time.perf_counter() - started
         state.step += 1
         due = state.step % config.checkpoint_every == 0 or state.step == config.num_steps
         if checkpoints is not None and due:
-            save_checkpoint(checkpoints, student, optimizer, source, state)
-    student.module.eval()
+            save_checkpoint(checkpoints, learner, optimizer, source, state)
+    learner.model.module.eval()
     return state
 
 
 def carry_out(
     action: Action,
-    student: PretrainedModel,
+    learner: Learner,
     optimizer: AdamW,
     source: Source,
     state: FitState,
@@ -178,7 +204,8 @@ def carry_out(
     """Does what an action says; with ``to_step``, on that step's student and without the optimiser's memory."""
     if action.to_step is not None and action.to_step != state.step:
         assert kept is not None
-        _load_weights(student, _read_weights(kept / f"step-{action.to_step:08d}"), kept)
+        _load_weights(learner.student, _read_weights(kept / f"step-{action.to_step:08d}"), kept)
+        learner.restart()
         optimizer.state.clear()
     source.carry_out(action)
     state.action_steps.append(state.step)
@@ -186,16 +213,17 @@ def carry_out(
         state.stopped_at = state.step if action.to_step is None else action.to_step
 
 
-def save_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, source: Source, state: FitState) -> None:
+def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: Source, state: FitState) -> None:
     """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained) and removes older ones."""
     tensors = {f"source.{key}": value for key, value in source.state().items()}
+    tensors |= {f"learner.{key}": value for key, value in learner.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
 
     def write(path: Path) -> None:
         path.mkdir()
-        save_model(student, path)
+        save_model(learner.student, path)
         (path / "training.safetensors").write_bytes(save(tensors))
         (path / "training.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
 
@@ -206,14 +234,15 @@ def save_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, so
             runs.remove(older)
 
 
-def load_newest_checkpoint(folder: Path, student: PretrainedModel, optimizer: AdamW, source: Source) -> FitState | None:
-    """Restores the newest checkpoint into student, optimiser, source and RNG; None when there is none."""
+def load_newest_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: Source) -> FitState | None:
+    """Restores the newest checkpoint into learner, optimiser, source and RNG; None when there is none."""
     found = _checkpoints(folder)
     if not found:
         return None
     path = found[-1]
     weights, tensors, progress = _read_checkpoint(path)
-    _load_weights(student, weights, path)
+    _load_weights(learner.student, weights, path)
+    learner.load_state({k.removeprefix("learner."): v for k, v in tensors.items() if k.startswith("learner.")})
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -61,7 +61,8 @@ class ResponseSource:
     """One writer's responses to a fixed list of prompts, in a fresh random order every pass.
 
     A pair is a prompt and a completion index; an epoch is one pass over all pairs. ``signal`` False leaves
-    the teacher's log-probabilities out (hard labels). ``index`` is the place in a mixture: sources of different
+    the teacher's log-probabilities out (hard labels); a source that learns text has the one-hot law of its tokens
+    in their place. ``index`` is the place in a mixture: sources of different
     places draw different orders and different responses, equal places the same (arms share their first pass).
     """
 
@@ -88,7 +89,8 @@ class ResponseSource:
         self.completions_per_prompt = completions_per_prompt
         self.counters = counters or Counters()
         self._models = models
-        self._cache = CachedLogProbs(models["teacher"]) if signal else None
+        self._has_signal = signal
+        self._cache = CachedLogProbs(models["teacher"]) if signal and config.learn == "teacher" else None
         self._eos_token_id = next(iter(models.values())).eos_token_id
         self._max_response_tokens = max_response_tokens
         self._sampling_temperature = sampling_temperature
@@ -259,8 +261,10 @@ class ResponseSource:
             [self._prompt_of(pair).token_ids for pair in pairs],
             [self._stored[pair].response.token_ids for pair in pairs],
         )
-        if self._cache is None:
+        if not self._has_signal:
             return batch
+        if self._cache is None:
+            return Batch(batch.prompt_ids, batch.response_ids, one_hot(batch, self._models["teacher"]))
         started = time.perf_counter()
         unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
         if unscored:
@@ -275,6 +279,17 @@ class ResponseSource:
         log_p_NV = self._cache.expand([self._stored[pair].kept for pair in pairs])  # type: ignore[misc]
         self.counters.teacher_seconds += time.perf_counter() - started
         return Batch(batch.prompt_ids, batch.response_ids, Dense(log_p_NV))
+
+
+def one_hot(batch: Batch, model: LanguageModel) -> Dense:
+    """log p is 0 at each token of the responses and −∞ elsewhere: KL(p‖q) = −log q(token).
+
+    Over the vocabulary of ``model``, and where its own log-probabilities are.
+    """
+    device = getattr(model, "device", None)  # models in closed form have none: they are on the CPU
+    token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=device)
+    log_p_NV = torch.full((len(token_ids_N), model.vocab_size), -torch.inf, device=device)
+    return Dense(log_p_NV.scatter_(1, token_ids_N.unsqueeze(1), 0.0))
 
 
 class Mixture:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,6 +28,22 @@ class Decoding(Protocol):
 
     def keep(self, rows: Int[Tensor, " A"]) -> None:
         """Goes on with these rows only."""
+        ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What the decoding loop asks of a model."""
+
+    eos_token_id: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        ...
+
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Tensor]:
+        """A decoding of responses to these prompts, and the first tokens to feed it."""
         ...
 
 
@@ -126,34 +142,8 @@ class PretrainedModel(ABC):
         (up to float rounding of the logits).
         """
         self._check_batch(Batch(prompt_ids, [(0,) * max_response_tokens] * len(prompt_ids)))
-        uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
         with self.evaluating(), torch.no_grad():
-            token_ids_BT = self._decode(prompt_ids, uniforms_BT, sampling_temperature)
-        return [sampling.until_end(row, self.eos_token_id) for row in token_ids_BT.tolist()]
-
-    def _decode(
-        self, prompt_ids: Sequence[tuple[int, ...]], uniforms_BT: Tensor, sampling_temperature: float
-    ) -> Tensor:
-        """The decoding loop: token ids [B, T], end-of-sequence after the first end-of-sequence."""
-        token_ids_BT = torch.full(uniforms_BT.shape, self.eos_token_id)
-        alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
-        decoding, input_ids = self.begin(prompt_ids)
-        for t in range(uniforms_BT.shape[1]):
-            logits = self._logits(decoding.feed(input_ids)).float().cpu()
-            if sampling_temperature == 0:
-                token_A = logits.argmax(dim=-1)
-            else:
-                log_p_AV = (logits / sampling_temperature).log_softmax(dim=-1)
-                token_A = sampling.draw(log_p_AV, uniforms_BT[alive_A, t])
-            token_ids_BT[alive_A, t] = token_A
-            going_A = ((token_ids_BT[alive_A, : t + 1] != self.eos_token_id).all(dim=-1)).nonzero()[:, 0]
-            if len(going_A) == 0:
-                break
-            if len(going_A) <= 0.7 * len(alive_A):
-                alive_A, token_A = alive_A[going_A], token_A[going_A]
-                decoding.keep(going_A.to(self.device))
-            input_ids = token_A.unsqueeze(-1).to(self.device)
-        return token_ids_BT
+            return sample_responses(self, self._logits, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._output_embeddings(hidden) * self._logit_scale
@@ -215,6 +205,37 @@ class PretrainedModel(ABC):
             raise AssayError("a prompt or a response is empty: every sequence needs at least one token of each")
         for prompt, response in {(len(p), len(r)) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)}:
             self.check_lengths(prompt, response)
+
+
+def sample_responses(
+    model: Decoder,
+    logits: Callable[[Tensor], Tensor],
+    prompt_ids: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    max_response_tokens: int,
+    sampling_temperature: float,
+) -> list[tuple[int, ...]]:
+    """The decoding loop: one response per prompt, a token at a time from the softmax of ``logits`` of its state."""
+    uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
+    token_ids_BT = torch.full(uniforms_BT.shape, model.eos_token_id)
+    alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
+    decoding, input_ids = model.begin(prompt_ids)
+    for t in range(max_response_tokens):
+        logits_AV = logits(decoding.feed(input_ids)).float().cpu()
+        if sampling_temperature == 0:
+            token_A = logits_AV.argmax(dim=-1)
+        else:
+            log_p_AV = (logits_AV / sampling_temperature).log_softmax(dim=-1)
+            token_A = sampling.draw(log_p_AV, uniforms_BT[alive_A, t])
+        token_ids_BT[alive_A, t] = token_A
+        going_A = ((token_ids_BT[alive_A, : t + 1] != model.eos_token_id).all(dim=-1)).nonzero()[:, 0]
+        if len(going_A) == 0:
+            break
+        if len(going_A) <= 0.7 * len(alive_A):
+            alive_A, token_A = alive_A[going_A], token_A[going_A]
+            decoding.keep(going_A.to(model.device))
+        input_ids = token_A.unsqueeze(-1).to(model.device)
+    return [sampling.until_end(row, model.eos_token_id) for row in token_ids_BT.tolist()]
 
 
 def right_padded(rows: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
