@@ -9,13 +9,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from assay.config import (
     ArmConfig,
     Experiment,
+    ModelsConfig,
     SourceConfig,
+    StageOneConfig,
     TrainingConfig,
     config_hash,
     from_dict,
@@ -25,6 +28,8 @@ from assay.config import (
 )
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe
+from assay.recipes.cures import cures
+from assay.recipes.worlds import WORLDS
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -120,6 +125,15 @@ def test_impossible_values_are_refused(change: dict[str, object], message: str) 
         ("distillation.training.betas", (2.0, 0.9)),
         ("distillation.training.weight_decay", -1.0),
         ("distillation.training.num_micro_batches", 65),
+        ("distillation.training.anchor_weight", -0.1),
+        ("distillation.training.anchor_weight", math.nan),
+        ("distillation.training.averaging_decay", 1.0),
+        ("distillation.training.averaging_decay", -0.1),
+        ("distillation.training.averaging_decay", math.nan),
+        ("distillation.training.dropout", 1.0),
+        ("distillation.training.dropout", -0.1),
+        ("distillation.training.lora_rank", 0),
+        ("models.num_teachers", 0),
         ("probe.num_monitored", 10_000),
     ],
 )
@@ -169,3 +183,60 @@ def test_divergence_parameters_are_finite() -> None:
     distillation = dataclasses.replace(Experiment().distillation, training=training)
     with pytest.raises(AssayError, match="divergence_parameters' must be finite"):
         validate(dataclasses.replace(Experiment(), distillation=distillation))
+
+
+def offline(source: SourceConfig, **training: Any) -> Experiment:
+    base = Experiment()
+    distillation = dataclasses.replace(
+        base.distillation, training=dataclasses.replace(base.distillation.training, **training)
+    )
+    return dataclasses.replace(base, distillation=distillation, arms=(ArmConfig("mine", (source,)),))
+
+
+TEXT = SourceConfig("dataset", learn="text")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        (
+            dataclasses.replace(Experiment(), models=ModelsConfig(num_teachers=2, teacher_is_oracle=True)),
+            "the oracle is the teacher: set it to 1",
+        ),
+        (
+            dataclasses.replace(
+                Experiment(), models=ModelsConfig(num_teachers=2), stage_one=StageOneConfig(teacher_epochs=0.0)
+            ),
+            "2 teachers without SFT are all the same",
+        ),
+        (offline(SourceConfig("oracle", 1, prompts="oracle")), "replayed responses of stage 1 are kept for good"),
+        (offline(SourceConfig("student", 1, learn="text")), "learns its own text learns nothing"),
+        (offline(TEXT, divergence="reverse_kl"), "reverse_kl from the one law that a text gives is infinite"),
+        (offline(TEXT, softmax_temperature=2.0), "a text has no softmax temperature, but training has 2"),
+    ],
+)
+def test_cures_that_contradict_the_rest_are_refused(experiment: Experiment, message: str) -> None:
+    with pytest.raises(AssayError, match=message):
+        validate(experiment)
+
+
+def test_the_config_of_an_older_manifest_is_the_same_experiment() -> None:
+    """One that knows none of the cures: they are off, and its parts are found by the same keys."""
+    values = to_dict(Experiment())
+    for name in ("anchor_weight", "averaging_decay", "dropout", "lora_rank"):
+        del values["distillation"]["training"][name]
+    del values["models"]["num_teachers"]
+    for arm in values["arms"]:
+        for source in arm["sources"]:
+            del source["prompts"], source["learn"]
+    assert from_dict(values) == Experiment()
+
+
+def test_every_cure_of_the_table_can_be_run_in_every_world() -> None:
+    for world in (get_recipe("quickstart"), *(make() for make in WORLDS)):
+        variants = cures(world)
+        for experiment in variants.values():
+            validate(experiment)
+            assert len(experiment.arms) == 1
+            assert experiment.seed == world.seed
+        assert len(set(map(config_hash, variants.values()))) == len(variants) == 12

@@ -36,8 +36,8 @@ from assay.models.seq2seq import Seq2SeqModel
 from assay.models.sizes import PUBLIC, size_of
 from assay.recipes.scales import SCALES
 from assay.training import save_model
-from assay.types import Batch, Prompt
-from assay.workload import num_evaluations
+from assay.types import Batch, Prompt, Response
+from assay.workload import arm_work, model_names, num_evaluations, stage_one_work
 from test_experiment import small
 from tiny_models import gpt2, llama, t5
 
@@ -122,9 +122,17 @@ EVERY_OTHER_PASS = ArmConfig("every_other_pass", (SourceConfig("teacher", 2, "ep
 EVERY_FIFTH_STEP = ArmConfig("every_fifth_step", (SourceConfig("oracle", 5, "steps"),))
 
 
+REPLAY = ArmConfig("replay", (SourceConfig("teacher", 1), SourceConfig("oracle", prompts="oracle")))
+TEXT = ArmConfig("text", (SourceConfig("teacher", 1), SourceConfig("dataset", learn="text")))
+
+
 @pytest.mark.parametrize("completions", [1, 3])
 @pytest.mark.parametrize("num_steps", [1, 3, 16])
-@pytest.mark.parametrize("arm", [*ARMS.values(), MIXED, EVERY_OTHER_PASS, EVERY_FIFTH_STEP], ids=lambda arm: arm.name)
+@pytest.mark.parametrize(
+    "arm",
+    [*ARMS.values(), MIXED, EVERY_OTHER_PASS, EVERY_FIFTH_STEP, REPLAY, TEXT],
+    ids=lambda arm: arm.name,
+)
 def test_counts_are_those_of_the_sources_when_every_response_is_long(
     arm: ArmConfig, num_steps: int, completions: int
 ) -> None:
@@ -134,16 +142,19 @@ def test_counts_are_those_of_the_sources_when_every_response_is_long(
         experiment.distillation, num_prompts=8, completions_per_prompt=completions, training=training
     )
     probe = dataclasses.replace(experiment.probe, num_train_pairs=2)
-    experiment = dataclasses.replace(experiment, distillation=distillation, probe=probe, arms=(arm,))
+    stage_one = dataclasses.replace(experiment.stage_one, num_oracle_prompts=11)
+    experiment = dataclasses.replace(
+        experiment, stage_one=stage_one, distillation=distillation, probe=probe, arms=(arm,)
+    )
     model, counters = Longwinded(), Counters()
-    prompts = [Prompt(f"p{i}", "", (2, 3)) for i in range(8)]
+    prompts = [Prompt(f"p{i}", "", (2, 3), "text", (1,) * 24) for i in range(11)]
     sources = [
         ResponseSource(
             config,
-            prompts,
+            prompts if config.prompts == "oracle" else prompts[:8],
             {"teacher": model, "oracle": model},
             max_response_tokens=24,
-            completions_per_prompt=completions,
+            completions_per_prompt=config.completions(completions),
             index=index,
             counters=counters,
         )
@@ -152,6 +163,8 @@ def test_counts_are_those_of_the_sources_when_every_response_is_long(
     for source in sources:
         if (source.config.writer, source.config.refresh_every) == ("teacher", None):
             source.stored_pairs(2)
+        if source.config.is_replay:
+            source.preload([Response(prompt.id, (1,) * 24, "oracle", True) for prompt in prompts])
     mixture = Mixture(sources, 4)
     for step in range(num_steps):
         mixture.batch(step, model)
@@ -188,6 +201,60 @@ def test_more_of_anything_costs_more_and_hard_labels_cost_less() -> None:
     assert (
         found.trained_tokens == before.trained_tokens == (6 * 64 + 3 * 64 + 3 * 12 * 64) * 24
     )  # SFT of both, three arms
+
+
+def test_more_teachers_cost_their_share_of_everything() -> None:
+    """SFT of each, and every forward of the teacher by all; the oracle's and the student's work stay."""
+    one = small()
+    three = dataclasses.replace(one, models=dataclasses.replace(one.models, num_teachers=3))
+    size = size_of(one.models.teacher)
+    assert size is not None
+    before, after = forecast(one), forecast(three)
+    sft = round(2 * 192 / 64) * 64
+    assert after.trained_tokens - before.trained_tokens == 2 * sft * 24
+    assert (after.generated_tokens, after.scored_tokens, after.arms) == (
+        before.generated_tokens,
+        before.scored_tokens,
+        before.arms,
+    )
+    works = [stage_one_work(one), *(arm_work(one, arm) for arm in one.arms)]
+    others = {role: size_of(name) for role, name in model_names(one).items() if role != "teacher"}
+    of_teacher = before.flops - sum(work.flops(one, others) for work in works)  # type: ignore[operator, misc, arg-type]
+    assert after.flops == before.flops + 2 * of_teacher  # type: ignore[operator]
+    weights = 4 * size.num_parameters
+    assert after.memory_bytes >= before.memory_bytes + 2 * weights  # type: ignore[operator]
+    assert after.disk_bytes >= before.disk_bytes + 2 * weights  # type: ignore[operator]
+
+
+def test_cures_cost_what_they_add() -> None:
+    """An anchor a forward pass and a copy of the student; an average or low-rank updates a copy; replay no tokens."""
+    base = small()
+    before = forecast(base)
+
+    def after(**changes: Any) -> Any:
+        training = dataclasses.replace(base.distillation.training, **changes)
+        return forecast(
+            dataclasses.replace(base, distillation=dataclasses.replace(base.distillation, training=training))
+        )
+
+    size = size_of(base.models.student)
+    assert size is not None
+    anchored, averaged, low_rank = after(anchor_weight=1.0), after(averaging_decay=0.9), after(lora_rank=8)
+    assert anchored.scored_tokens == before.scored_tokens + 3 * 12 * 64 * 24
+    assert anchored.flops > before.flops
+    assert averaged.flops == low_rank.flops == before.flops
+    for found in (anchored, averaged, low_rank):
+        assert found.memory_bytes == before.memory_bytes + 4 * size.num_parameters
+    assert averaged.disk_bytes == before.disk_bytes + 3 * 4 * size.num_parameters
+    replay, offline = (
+        forecast(dataclasses.replace(base, arms=(arm,)))
+        for arm in (
+            ArmConfig("a", (SourceConfig(), SourceConfig("oracle", prompts="oracle", learn="text"))),
+            ARMS["offline"],
+        )
+    )
+    assert replay.arms[0].generated_tokens == offline.arms[0].generated_tokens
+    assert replay.arms[0].teacher_tokens == offline.arms[0].teacher_tokens
 
 
 def test_micro_batches_save_memory_and_no_operations() -> None:

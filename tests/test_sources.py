@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 import torch
 
-from assay.config import SourceConfig
+from assay.config import ArmConfig, SourceConfig, TrainingConfig, validate
 from assay.data.sources import Counters, Mixture, ResponseSource
+from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
+from assay.recipes import get_recipe
+from assay.training import distillation_loss
 from assay.types import Batch, Dense, Prompt, Response
 from tiny_models import gpt2
 
@@ -182,3 +186,84 @@ def test_preloaded_responses_are_used_and_must_fit() -> None:
         drawn.preload(ready[1:])
     with pytest.raises(AssayError, match="belongs to prompt"):
         drawn.preload(ready[::-1])
+
+
+# --- text as the law to learn
+
+
+@pytest.mark.parametrize("writer", ["dataset", "oracle", "teacher"])
+def test_forward_kl_from_text_is_the_cross_entropy(writer: str) -> None:
+    """The same value and gradient as hard labels on the same responses; the teacher is not asked."""
+    teacher = counting(1)
+    batch = source(SourceConfig(writer, learn="text"), teacher).draw(8, 0, gpt2(2))  # type: ignore[arg-type]
+    assert teacher.num_scored == 0
+    results = []
+    for divergence in ("forward_kl", "hard_labels"):
+        student = gpt2(2)
+        loss = distillation_loss(student, batch, TrainingConfig(divergence=divergence))
+        loss.backward()
+        results.append((loss.item(), torch.cat([p.grad.flatten() for p in student.module.parameters()])))  # type: ignore[union-attr]
+    (value, gradient), (expected, expected_gradient) = results
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_text_and_teacher_stand_in_one_batch_each_with_its_own_law() -> None:
+    mixture = Mixture(
+        [
+            source(SourceConfig("teacher", weight=75.0)),
+            source(SourceConfig("dataset", weight=25.0, learn="text"), index=1),
+        ],
+        8,
+    )
+    for step in range(3):
+        batch = mixture.batch(step, gpt2(2))
+        assert isinstance(batch.signal, Dense)
+        numbers = [len(rows) for rows in (batch[:6].response_ids, batch[6:].response_ids)]
+        assert numbers == [6, 2]
+        live = gpt2(1).log_probs(Batch(batch[:6].prompt_ids, batch[:6].response_ids))
+        assert torch.allclose(batch[:6].signal.log_p_NV, live, atol=1e-5)  # type: ignore[union-attr]
+        references = batch[6:]
+        assert set(references.response_ids) <= {prompt.reference_ids for prompt in PROMPTS}
+        law = references.signal.log_p_NV.exp()  # type: ignore[union-attr]
+        assert law.argmax(-1).tolist() == [token for ids in references.response_ids for token in ids]
+        assert torch.equal(law.sum(-1), torch.ones(references.num_tokens))
+    assert [s.rows_drawn for s in mixture.sources] == [18, 6]
+
+
+@pytest.mark.parametrize("name", sorted(DIVERGENCES))
+def test_only_divergences_that_are_finite_on_a_text_may_learn_one(name: str) -> None:
+    """What the config refuses, against the divergences themselves, at their defaults and at their ends."""
+    log_q = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    log_p = torch.tensor([[0.0, -torch.inf, -torch.inf]])
+    row = DIVERGENCES[name]
+    ends = {"skew_reverse_kl": [{}, {"alpha": 0.0}], "generalised_jsd": [{}, {"beta": 0.0}, {"beta": 1.0}]}
+    for parameters in ends.get(name, [{}]):
+        experiment = get_recipe("quickstart")
+        training = dataclasses.replace(
+            experiment.distillation.training, divergence=name, divergence_parameters=parameters
+        )
+        experiment = dataclasses.replace(
+            experiment,
+            distillation=dataclasses.replace(experiment.distillation, training=training),
+            arms=(ArmConfig("text", (SourceConfig("dataset", learn="text"),)),),
+        )
+        if row.needs == "tokens" or row.function(log_p, log_q, **parameters).isfinite().all():
+            validate(experiment)
+        else:
+            with pytest.raises(AssayError, match=f"{name} from the one law that a text gives is infinite"):
+                validate(experiment)
+
+
+def test_a_replay_resumes_with_its_responses() -> None:
+    ready = [Response(p.id, (9 + i, 0), "oracle", False) for i, p in enumerate(PROMPTS)]
+    replay, again = (source(SourceConfig("oracle", prompts="oracle", learn="text")) for _ in range(2))
+    replay.preload(ready)
+    replay.draw(5, 0, gpt2(2))
+    state = replay.state()
+    again.preload(ready)
+    again.load_state(state)
+    assert (replay.counters.generated_tokens, replay.counters.teacher_tokens) == (0, 0)
+    for _ in range(2):
+        assert again.draw(5, 1, gpt2(2)).response_ids == replay.draw(5, 1, gpt2(2)).response_ids
+    assert again.counters.as_list() == replay.counters.as_list()

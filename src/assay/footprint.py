@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import math
 
-from assay.config import ArmConfig, Experiment
+from assay.config import ArmConfig, Experiment, TrainingConfig
 from assay.models.batching import DENSE_VOCABULARY_LIMIT, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.models.sizes import ModelSize
 from assay.types import Writer
-from assay.workload import Sizes, has_signal, num_evaluations, num_pairs, rows_drawn, sft_steps
+from assay.workload import (
+    Sizes,
+    has_signal,
+    is_sampled,
+    num_evaluations,
+    num_pairs,
+    rows_drawn,
+    sft_steps,
+    whole_role,
+)
 
 FLOAT_BYTES = 4
 TRAINED_COPIES = 4
@@ -36,21 +45,32 @@ def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
         if sft_steps(experiment, role):
             peaks.append(TRAINED_COPIES * weights + _training_step(experiment, sizes[role], stage.batch_size))
         others = oracle.num_parameters * FLOAT_BYTES if role == "teacher" else 0
-        peaks.append(2 * weights + others + _decoding(experiment, sizes[role], SAMPLING_BATCH_SIZE))
+        whole = whole_role(experiment, role, sizes[role])
+        both = weights + whole.num_parameters * FLOAT_BYTES
+        peaks.append(both + others + _decoding(experiment, whole, SAMPLING_BATCH_SIZE))
     return max([*peaks, *(_arm_memory(experiment, arm, sizes) for arm in experiment.arms)])
 
 
 def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
-    """Three frozen models (the student's start is one), the trained student, what is remembered, and one step."""
+    """Three frozen models (the student's start is one), the trained student, what is remembered, and one step.
+
+    An anchor keeps the start once more; an average, or the student that low-rank updates are merged into, is a copy.
+    """
+    sizes = {role: whole_role(experiment, role, size) for role, size in sizes.items()}
     oracle, teacher, student = sizes["oracle"], sizes["teacher"], sizes["student"]
     probe, training = experiment.probe, experiment.distillation.training
     num_tokens = experiment.task.max_response_tokens
     frozen = oracle.num_parameters + teacher.num_parameters + student.num_parameters
-    weights = (frozen + TRAINED_COPIES * student.num_parameters) * FLOAT_BYTES
-    stored = _num_stored(experiment, arm)
+    copies = TRAINED_COPIES + (training.anchor_weight > 0) + _has_learner(training)
+    weights = (frozen + copies * student.num_parameters) * FLOAT_BYTES
+    scored = [
+        count
+        for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
+        if has_signal(experiment, source)
+    ]
     remembered: dict[Writer, int] = {
         "oracle": probe.num_prompts,
-        "teacher": probe.num_prompts + probe.num_train_pairs + (stored if has_signal(experiment) else 0),
+        "teacher": probe.num_prompts + probe.num_train_pairs + sum(scored),
         "student": probe.num_monitored,
     }
     width: dict[Writer, int] = {
@@ -60,7 +80,7 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
     caches = sum(count * num_tokens * width[role] for role, count in remembered.items()) * FLOAT_BYTES
     signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
     micro_batch = math.ceil(training.batch_size / training.num_micro_batches)
-    writers = [sizes[source.writer] for source in arm.sources if source.writer != "dataset"]
+    writers = [sizes[source.writer] for source in arm.sources if is_sampled(source)]
     largest_step = max(
         _training_step(experiment, student, micro_batch) + signal,
         *(_scoring(experiment, size) for size in sizes.values()),
@@ -71,9 +91,15 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
     return weights + caches + largest_step
 
 
-def _num_stored(experiment: Experiment, arm: ArmConfig) -> int:
-    """Responses that the arm's sources hold at one time, each with what the teacher says about it."""
-    return sum(min(rows, num_pairs(experiment)) for rows in rows_drawn(experiment, arm))
+def _num_stored(experiment: Experiment, arm: ArmConfig) -> list[int]:
+    """Responses that each source holds at one time, those of a replay beyond what it draws left out."""
+    rows = rows_drawn(experiment, arm)
+    return [min(n, num_pairs(experiment, source)) for source, n in zip(arm.sources, rows, strict=True)]
+
+
+def _has_learner(training: TrainingConfig) -> bool:
+    """Whether the model that is trained is another one than the student that follows it."""
+    return training.averaging_decay is not None or training.lora_rank is not None
 
 
 def _training_step(experiment: Experiment, size: ModelSize, num_rows: int) -> int:
@@ -123,15 +149,23 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         if role == "teacher" and experiment.models.teacher_is_oracle:
             continue
         weights = sizes[role].num_parameters * FLOAT_BYTES
-        total += weights + TOKENIZER_BYTES * sizes[role].vocab_size
+        number = experiment.models.num_teachers if role == "teacher" else 1
+        total += number * (weights + TOKENIZER_BYTES * sizes[role].vocab_size)
         if sft_steps(experiment, role):
-            total += 3 * weights + experiment.stage_one.num_oracle_prompts * state_row
+            total += number * (3 * weights + experiment.stage_one.num_oracle_prompts * state_row)
     num_responses = experiment.stage_one.num_oracle_prompts + 4 * probe.num_prompts
     evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
     weights = sizes["student"].num_parameters * FLOAT_BYTES
     for arm in experiment.arms:
-        stored = _num_stored(experiment, arm)
-        total += 5 * weights + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size + stored * state_row
+        stored = sum(
+            num_pairs(experiment, source) if source.is_replay else count
+            for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
+        )
+        total += (
+            (5 + _has_learner(experiment.distillation.training)) * weights
+            + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size
+            + stored * state_row
+        )
         total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown
     num_values = probe.num_prompts + len(experiment.arms) * times * evaluated

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from assay.config import ArmConfig, Experiment, SourceConfig
+from assay.config import ArmConfig, Experiment, SourceConfig, TaskConfig
 from assay.models.batching import DENSE_VOCABULARY_LIMIT
-from assay.models.sizes import ModelSize
+from assay.models.sizes import ModelSize, ensemble_size
 from assay.types import Writer
 
 Sizes = Mapping[Writer, ModelSize]
@@ -24,7 +24,8 @@ class Work:
     """Sequences (a prompt and its response) by what is done to them and by which model.
 
     ``kept`` are scored once by a frozen model and remembered; ``expanded``: log-probabilities made from what is
-    remembered, through the head again where only hidden states are.
+    remembered, through the head again where only hidden states are. Several teachers write and score together, as one
+    model; ``trained`` counts each one's own sequences.
     """
 
     written: Counter[Writer] = field(default_factory=Counter)
@@ -62,14 +63,25 @@ class Work:
         task = experiment.task
         total = 0
         for role, size in sizes.items():
-            body = task.max_prompt_tokens * size.num_prompt_parameters
-            body += task.max_response_tokens * size.num_response_parameters
-            head = task.max_response_tokens * size.num_head_parameters
+            whole = whole_role(experiment, role, size)
+            body, head = (_per_sequence(task, whole), task.max_response_tokens * whole.num_head_parameters)
             dense = size.vocab_size <= DENSE_VOCABULARY_LIMIT
-            forwards = self.written[role] + self.scored[role] + 3 * self.trained[role]
-            total += 2 * (forwards * (body + head) + self.kept[role] * body)
+            total += 2 * ((self.written[role] + self.scored[role]) * (body + head) + self.kept[role] * body)
             total += 2 * head * (self.kept[role] if dense else self.expanded[role])
+            one = _per_sequence(task, size) + task.max_response_tokens * size.num_head_parameters
+            total += 6 * self.trained[role] * one
         return total
+
+
+def _per_sequence(task: TaskConfig, size: ModelSize) -> int:
+    """Parameters times tokens of one sequence, without the head."""
+    body = task.max_prompt_tokens * size.num_prompt_parameters
+    return body + task.max_response_tokens * size.num_response_parameters
+
+
+def whole_role(experiment: Experiment, role: Writer, size: ModelSize) -> ModelSize:
+    """The size of a role after stage 1, from that of one model: several teachers are one ensemble."""
+    return ensemble_size(size, experiment.models.num_teachers) if role == "teacher" else size
 
 
 def model_names(experiment: Experiment) -> dict[Writer, str]:
@@ -96,7 +108,8 @@ def stage_one_work(experiment: Experiment) -> Work:
     work.written["teacher"] = 0 if experiment.models.teacher_is_oracle else held_out
     work.written["student"] = held_out
     for role in ("teacher", "student"):
-        work.trained[role] = sft_steps(experiment, role) * experiment.stage_one.batch_size
+        models = experiment.models.num_teachers if role == "teacher" else 1
+        work.trained[role] = models * sft_steps(experiment, role) * experiment.stage_one.batch_size
     work.kept["oracle"] = work.expanded["oracle"] = work.scored["teacher"] = held_out  # their distance
     return work
 
@@ -109,21 +122,24 @@ def rows_drawn(experiment: Experiment, arm: ArmConfig) -> list[int]:
     return [math.ceil(total * source.weight / total_weight - 1e-9) for source in arm.sources]
 
 
-def num_pairs(experiment: Experiment) -> int:
-    """Pairs of a prompt and a completion index: one pass of distillation."""
-    return experiment.distillation.num_prompts * experiment.distillation.completions_per_prompt
+def num_pairs(experiment: Experiment, source: SourceConfig) -> int:
+    """Pairs of a prompt and a completion index: one pass over a source."""
+    prompts = {"distillation": experiment.distillation.num_prompts, "oracle": experiment.stage_one.num_oracle_prompts}
+    return prompts[source.prompts] * source.completions(experiment.distillation.completions_per_prompt)
 
 
-def is_offline(source: SourceConfig) -> bool:
-    """Whether the train proxy may walk on what this source has stored."""
-    return source.writer == "teacher" and source.refresh_every is None
+def num_train_pairs(experiment: Experiment, arm: ArmConfig) -> int:
+    """Pairs that the train proxy walks on: an offline source's own, or fresh ones to as many prompts."""
+    offline = [num_pairs(experiment, source) for source in arm.sources if source.is_offline]
+    return min(experiment.probe.num_train_pairs, *(offline[:1] or [experiment.distillation.num_prompts]))
 
 
 def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
     """Responses that each source takes: a pair's first, and one more whenever it is drawn and due."""
-    pairs, num_steps = num_pairs(experiment), experiment.distillation.training.num_steps
+    num_steps = experiment.distillation.training.num_steps
     counts = []
     for source, rows in zip(arm.sources, rows_drawn(experiment, arm), strict=True):
+        pairs = num_pairs(experiment, source)
         passes, rest = divmod(rows, pairs)
         draws = [(passes + 1, rest), (passes, pairs - rest)]  # of a pair, and how many pairs have so many
         every = source.refresh_every
@@ -133,16 +149,21 @@ def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
             counts.append(sum(num * math.ceil(times / every) for times, num in draws))
         else:
             counts.append(sum(num * min(times, math.ceil(num_steps / every)) for times, num in draws))
-    first_offline = next((i for i, source in enumerate(arm.sources) if is_offline(source)), None)
+    first_offline = next((i for i, source in enumerate(arm.sources) if source.is_offline), None)
     if first_offline is not None:  # it is asked for the train proxy's pairs first, drawn or not
         extra = counts[first_offline] + experiment.probe.num_train_pairs
-        counts[first_offline] = min(pairs, extra)
+        counts[first_offline] = min(num_pairs(experiment, arm.sources[first_offline]), extra)
     return counts
 
 
-def has_signal(experiment: Experiment) -> bool:
-    """Whether the teacher scores what is trained on; hard labels need its text alone."""
-    return experiment.distillation.training.divergence != "hard_labels"
+def is_sampled(source: SourceConfig) -> bool:
+    """Whether a model writes the source's responses during the arm."""
+    return source.writer != "dataset" and not source.is_replay
+
+
+def has_signal(experiment: Experiment, source: SourceConfig) -> bool:
+    """Whether the teacher scores what a source gives; hard labels, and a source of text, need the text alone."""
+    return experiment.distillation.training.divergence != "hard_labels" and source.learn == "teacher"
 
 
 def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
@@ -151,15 +172,17 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     for source, rows, count in zip(
         arm.sources, rows_drawn(experiment, arm), responses_taken(experiment, arm), strict=True
     ):
-        if source.writer != "dataset":
+        if is_sampled(source):
             work.written[source.writer] += count
-        if has_signal(experiment):
+        if has_signal(experiment, source):
             work.kept["teacher"] += count
             work.expanded["teacher"] += rows
     work.trained["student"] = training.num_steps * training.batch_size
+    if training.anchor_weight > 0:
+        work.scored["student"] += work.trained["student"]  # by the student's start
     held_out, monitored = probe.num_prompts, probe.num_monitored
-    train_pairs = min(probe.num_train_pairs, num_pairs(experiment))
-    if not any(is_offline(source) for source in arm.sources):
+    train_pairs = num_train_pairs(experiment, arm)
+    if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
     work.kept.update({"oracle": held_out, "teacher": held_out + train_pairs, "student": monitored})
     work.scored["teacher"] += held_out  # its entropy

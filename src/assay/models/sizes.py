@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,13 @@ class ModelSize:
     def num_head_parameters(self) -> int:
         """Parameters of the output head, tied or not."""
         return self.hidden_size * self.vocab_size
+
+
+def ensemble_size(size: ModelSize, num_members: int) -> ModelSize:
+    """The size of so many models whose next-token laws are averaged: one model, so many times as wide."""
+    parts = ("num_parameters", "num_prompt_parameters", "num_response_parameters")
+    widths = ("hidden_size", "attention_size", "num_heads")
+    return dataclasses.replace(size, **{name: num_members * getattr(size, name) for name in (*parts, *widths)})
 
 
 def _gpt2(hidden_size: int, num_layers: int, num_heads: int) -> ModelSize:
