@@ -210,6 +210,10 @@ TEXT = SourceConfig("dataset", learn="text")
             "2 teachers without SFT are all the same",
         ),
         (offline(SourceConfig("oracle", 1, prompts="oracle")), "replayed responses of stage 1 are kept for good"),
+        (
+            dataclasses.replace(offline(TEXT, lora_rank=4), arms=(ArmConfig("a", (SourceConfig(),), "auto"),)),
+            "policy 'auto' may go back, low-rank updates cannot",
+        ),
         (offline(SourceConfig("student", 1, learn="text")), "learns its own text learns nothing"),
         (offline(TEXT, divergence="reverse_kl"), "reverse_kl from the one law that a text gives is infinite"),
         (offline(TEXT, softmax_temperature=2.0), "a text has no softmax temperature, but training has 2"),

@@ -91,16 +91,16 @@ def test_replay_draws_the_stored_responses_and_costs_no_tokens(run: Path) -> Non
     (checkpoint,) = (run / "arms" / "cured" / "checkpoints").iterdir()
     state = load_file(checkpoint / "training.safetensors")
     oracle = read_responses(run / "stage1" / "oracle-0.parquet")
-    lengths = state["source.1.stored"][:, 5].tolist()
+    lengths = state["source.1.stored"][:, 6].tolist()
     kept = [tuple(part.tolist()) for part in state["source.1.token_ids"].split(lengths)]
     assert kept == [response.token_ids for response in oracle]
     drawn = [int(state[f"source.{i}.rows_drawn"]) for i in range(3)]
     assert sum(drawn) == 6 * 64
     assert all(abs(rows - share * 6 * 64) <= 1 for rows, share in zip(drawn, (0.6, 0.2, 0.2), strict=True))
     teacher = state["source.0.stored"]
-    written, scored = int(teacher[:, 5].sum()), int(teacher[teacher[:, 3] == 1][:, 5].sum())
+    written, scored = int(teacher[:, 6].sum()), int(teacher[teacher[:, 4] == 1][:, 6].sum())
     assert state["source.0.counters"].tolist()[1:3] == [written, written + scored]
-    assert torch.equal(state["source.1.stored"][:, 3], torch.zeros(192, dtype=torch.long))
+    assert torch.equal(state["source.1.stored"][:, 4], torch.zeros(192, dtype=torch.long))
 
 
 def test_references_that_are_not_there_are_refused_before_anything_is_computed(tmp_path: Path) -> None:

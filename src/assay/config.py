@@ -385,6 +385,8 @@ def validate(experiment: Experiment) -> None:
     _check_cures(training)
     _check_teachers(experiment)
     for arm in experiment.arms:
+        if arm.policy == "auto" and training.lora_rank is not None:
+            raise AssayError(f"arm {arm.name!r}: policy 'auto' may go back, low-rank updates cannot: use 'stop'")
         for source in arm.sources:
             _check_source(arm.name, source, training)
 

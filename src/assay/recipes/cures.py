@@ -1,6 +1,6 @@
 """Cures of teacher hacking beside fresh responses: each alone, on the offline arm of a world.
 
-The dials were chosen on ``quickstart``, seed 100, by the lowest golden at the end; docs/log.md §11 has what was tried.
+The dials are what was expected to do best and not yet a choice: docs/log.md §11 has the values to try, and how.
 """
 
 from __future__ import annotations
