@@ -93,7 +93,7 @@ def build(folder: Path) -> None:
         experiment for experiment, name in wanted.values() if arm_key(experiment, _arm(experiment, name)) not in places
     ]
     print(f"{len(wanted)} arms, {len(missing)} of them missing")
-    failures = run_sweep(list(dict.fromkeys(missing)), folder, lambda line: print(line, flush=True))
+    failures = run_sweep(missing, folder, lambda line: print(line, flush=True))
     if failures:
         raise SystemExit(f"{len(failures)} runs failed: {next(iter(failures.values()))}")
     places = dict(_finished(folder))
