@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.recipes.cures import cures
 from assay.recipes.policies import POLICY_ARMS
 
 Strategies = dict[str, tuple[Experiment, str]]
@@ -36,7 +37,8 @@ def strategies(world: Experiment) -> Strategies:
     found |= {arm.name: _alone(world, arm) for arm in _fresh_arms()}
     found |= {f"prompts_x{k}": _offline(world, num_prompts=k * world.distillation.num_prompts) for k in PROMPTS}
     found |= {f"completions_x{k}": _offline(world, completions_per_prompt=k) for k in COMPLETIONS}
-    return found | {arm.name: _alone(world, arm) for arm in POLICY_ARMS}
+    found |= {arm.name: _alone(world, arm) for arm in POLICY_ARMS}
+    return found | {name: _only(cured) for name, cured in cures(world).items() if name != "offline"}
 
 
 def _fresh_arms() -> Sequence[ArmConfig]:
@@ -49,6 +51,11 @@ def _fresh_arms() -> Sequence[ArmConfig]:
     ]
     rewritten = [ArmConfig(f"refresh_{n}", (SourceConfig("teacher", n),)) for n in REFRESH]
     return [*mixed, *rewritten, ARMS["online_teacher"], ARMS["online_student"]]
+
+
+def _only(experiment: Experiment) -> tuple[Experiment, str]:
+    (arm,) = experiment.arms
+    return experiment, arm.name
 
 
 def _alone(world: Experiment, arm: ArmConfig) -> tuple[Experiment, str]:
