@@ -244,3 +244,39 @@ def test_every_cure_of_the_table_can_be_run_in_every_world() -> None:
             assert len(experiment.arms) == 1
             assert experiment.seed == world.seed
         assert len(set(map(config_hash, variants.values()))) == len(variants) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_candidates": 255}, "256 prompts cannot be chosen from 255 candidates"),
+        ({"num_candidates": 0}, "cannot be chosen from 0 candidates"),
+        ({"selection": "k_centre"}, "needs a pool to choose from"),
+        ({"templates": ("{lemmas}:",)}, "templates are given, but distillation.augmentation is 'none'"),
+        ({"paraphrase_template": "{prompt}"}, "paraphrase_template is given, but"),
+        ({"augmentation": "templates"}, "'templates' has none"),
+        ({"augmentation": "templates", "templates": ("{lemmas}:",) * 2}, "a template twice"),
+        ({"augmentation": "templates", "templates": ("what?",)}, "shows no column"),
+        ({"augmentation": "paraphrases"}, "needs distillation.paraphrase_template"),
+        ({"augmentation": "paraphrases", "paraphrase_template": "{prompt} {lemmas}"}, "may show {prompt} alone"),
+        ({"augmentation_tolerance": -0.1}, "augmentation_tolerance"),
+    ],
+)
+def test_contradictory_dials_of_diversity_are_refused(change: dict[str, object], message: str) -> None:
+    distillation = dataclasses.replace(Experiment().distillation, **change)  # type: ignore[arg-type]
+    with pytest.raises(AssayError, match=message):
+        validate(dataclasses.replace(Experiment(), distillation=distillation))
+
+
+def test_a_config_from_before_the_dials_of_diversity_means_what_it_meant() -> None:
+    new = ("selection", "num_candidates", "augmentation", "templates", "paraphrase_template", "augmentation_tolerance")
+    values = to_dict(Experiment())
+    assert {name: values["distillation"].pop(name) for name in new} == {
+        "selection": "random",
+        "num_candidates": None,
+        "augmentation": "none",
+        "templates": [],
+        "paraphrase_template": None,
+        "augmentation_tolerance": 0.1,
+    }
+    assert from_dict(values) == Experiment()

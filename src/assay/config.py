@@ -159,11 +159,24 @@ ARMS: dict[str, ArmConfig] = {
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """Stage 2: the diversity dials and the training loop, common to all arms."""
+    """Stage 2: the diversity dials and the training loop, common to all arms.
+
+    ``selection`` chooses the ``num_prompts`` prompts from a pool of ``num_candidates`` ("random": its first ones, the
+    same as without a pool). ``augmentation`` adds new prompts to them: one for each of ``templates``, or one that the
+    teacher writes when asked with ``paraphrase_template`` ("Say it in other words: {prompt}"). A new prompt is dropped
+    when the teacher's log-likelihood of the original's response falls by more than ``augmentation_tolerance`` (nats
+    per token) under it; docs/diversity.md says what else it must be.
+    """
 
     num_prompts: int = 256
     completions_per_prompt: int = 1
     sampling_temperature: float = 1.0
+    selection: Literal["random", "facility_location", "k_centre"] = "random"
+    num_candidates: int | None = None
+    augmentation: Literal["none", "templates", "paraphrases"] = "none"
+    templates: tuple[str, ...] = ()
+    paraphrase_template: str | None = None
+    augmentation_tolerance: float = 0.1
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
@@ -343,6 +356,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "stage_one.student_epochs",
         "stage_one.warmup_steps",
         "distillation.sampling_temperature",
+        "distillation.augmentation_tolerance",
         f"{_TRAINING}warmup_steps",
         f"{_TRAINING}weight_decay",
         f"{_TRAINING}anchor_weight",
@@ -380,6 +394,7 @@ def validate(experiment: Experiment) -> None:
         raise AssayError("the probe needs num_shown <= num_monitored <= num_prompts: each is a part of the next")
     if experiment.task.template is not None:
         template_columns(experiment.task.template)
+    _check_diversity(experiment.distillation)
     _check_name("recipe", experiment.recipe)
     _check_arms(experiment.arms)
     _check_cures(training)
@@ -389,6 +404,41 @@ def validate(experiment: Experiment) -> None:
             raise AssayError(f"arm {arm.name!r}: policy 'auto' may go back, low-rank updates cannot: use 'stop'")
         for source in arm.sources:
             _check_source(arm.name, source, training)
+
+
+def _check_diversity(config: DistillationConfig) -> None:
+    if config.num_candidates is not None and config.num_candidates < config.num_prompts:
+        raise AssayError(
+            f"{config.num_prompts} prompts cannot be chosen from {config.num_candidates} candidates: raise "
+            "distillation.num_candidates, or lower distillation.num_prompts"
+        )
+    if config.selection != "random" and config.num_candidates is None:
+        raise AssayError(
+            f"selection {config.selection!r} needs a pool to choose from: set distillation.num_candidates, "
+            f"such as {8 * config.num_prompts}"
+        )
+    if config.templates and config.augmentation != "templates":
+        raise AssayError(
+            f"distillation.templates are given, but distillation.augmentation is {config.augmentation!r}: set it to "
+            "'templates', or leave them out"
+        )
+    if config.paraphrase_template is not None and config.augmentation != "paraphrases":
+        raise AssayError(
+            f"distillation.paraphrase_template is given, but distillation.augmentation is {config.augmentation!r}: set "
+            "it to 'paraphrases', or leave it out"
+        )
+    if config.augmentation == "templates":
+        if not config.templates:
+            raise AssayError("augmentation 'templates' has none: give distillation.templates")
+        if len(set(config.templates)) < len(config.templates):
+            raise AssayError("distillation.templates names a template twice: give each once")
+        for template in config.templates:
+            template_columns(template)
+    if config.augmentation == "paraphrases":
+        if config.paraphrase_template is None:
+            raise AssayError("augmentation 'paraphrases' needs distillation.paraphrase_template, which shows {prompt}")
+        if set(template_columns(config.paraphrase_template)) != {"prompt"}:
+            raise AssayError("distillation.paraphrase_template may show {prompt} alone, which is the whole prompt")
 
 
 def template_columns(template: str) -> list[str]:
