@@ -251,6 +251,7 @@ def test_every_cure_of_the_table_can_be_run_in_every_world() -> None:
     [
         ({"num_candidates": 255}, "256 prompts cannot be chosen from 255 candidates"),
         ({"num_candidates": 0}, "cannot be chosen from 0 candidates"),
+        ({"selection": "facility_location", "num_candidates": 16_385}, "16385 are too many"),
         ({"selection": "k_centre"}, "needs a pool to choose from"),
         ({"templates": ("{lemmas}:",)}, "templates are given, but distillation.augmentation is 'none'"),
         ({"paraphrase_template": "{prompt}"}, "paraphrase_template is given, but"),

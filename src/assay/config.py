@@ -376,6 +376,10 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
 """Fields by their range: at least the first number and below the second."""
 
 
+MAX_COMPARED_CANDIDATES = 16_384
+"""Candidates of a facility location: their similarities take a gigabyte."""
+
+
 def validate(experiment: Experiment) -> None:
     """Raises AssayError for values that cannot be run; checked before anything is computed."""
     for (low, high), names in _RANGES.items():
@@ -416,6 +420,11 @@ def _check_diversity(config: DistillationConfig) -> None:
         raise AssayError(
             f"selection {config.selection!r} needs a pool to choose from: set distillation.num_candidates, "
             f"such as {8 * config.num_prompts}"
+        )
+    if config.selection == "facility_location" and (config.num_candidates or 0) > MAX_COMPARED_CANDIDATES:
+        raise AssayError(
+            f"selection 'facility_location' compares all candidates with each other; {config.num_candidates} are too many: "
+            f"lower distillation.num_candidates to {MAX_COMPARED_CANDIDATES}, or select by 'k_centre'"
         )
     if config.templates and config.augmentation != "templates":
         raise AssayError(

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from assay import provenance, runs
 from assay.config import Experiment, SourceConfig, TrainingConfig
+from assay.data.augmentation import Text, paraphrase_instructions, retold
+from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, pool_size, present_pairs
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
 from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
@@ -82,16 +84,25 @@ class Workspace:
             self.framing,
         )
 
-    def source_prompts(self, source: SourceConfig) -> list[Prompt]:
-        """The prompts of a source; AssayError when it needs references and they have none."""
-        stage_one, distillation = self.experiment.stage_one, self.experiment.distillation
-        numbers = {"distillation": distillation.num_prompts, "oracle": stage_one.num_oracle_prompts}
-        prompts = self.prompts(source.prompts, numbers[source.prompts])
+    def source_prompts(self, source: SourceConfig, distillation: Sequence[Prompt]) -> Sequence[Prompt]:
+        """The prompts of a source, of those to distil on; AssayError when it needs references and they have none."""
+        prompts = distillation
+        if source.prompts == "oracle":
+            prompts = self.prompts("oracle", self.experiment.stage_one.num_oracle_prompts)
         if source.writer == "dataset" and not all(prompt.reference_ids for prompt in prompts):
             raise AssayError(
                 f"writer 'dataset' needs a reference for every prompt of task {self.experiment.task.name!r}"
             )
         return prompts
+
+    def distillation_pool(self) -> list[Prompt]:
+        """The prompts of the distillation split that those of the run are chosen from."""
+        return self.prompts("distillation", pool_size(self.experiment.distillation))
+
+    @property
+    def text(self) -> Text:
+        """How text becomes prompts."""
+        return Text(self.experiment.task, self.tokenizer, self.framing)
 
     def held_out(self) -> list[Prompt]:
         """The probe's prompts."""
@@ -109,7 +120,7 @@ class Workspace:
         names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
         return load_model(names[role], models.device)
 
-    def tuned(self, role: Writer) -> LanguageModel:
+    def tuned(self, role: Writer) -> PretrainedModel | Ensemble:
         """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
         if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
             return self.base("oracle")
@@ -148,12 +159,13 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
     for source in (source for arm in experiment.arms for source in arm.sources if source.writer == "dataset"):
-        work.source_prompts(source)
+        work.source_prompts(source, work.distillation_pool())
     _check_leaks(
         work.held_out(),
         work.prompts("oracle", experiment.stage_one.num_oracle_prompts),
-        work.prompts("distillation", experiment.distillation.num_prompts),
+        work.distillation_pool(),
     )
+    _check_augmentation(work, models["teacher"])
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
     return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
 
@@ -167,6 +179,16 @@ def _check_leaks(held_out: Sequence[Prompt], *others: Sequence[Prompt]) -> None:
             f"{len(alike)} held-out prompts are, shortened, also prompts to train on (such as {alike[0].text!r}): "
             "raise task.max_prompt_tokens"
         )
+
+
+def _check_augmentation(work: Workspace, teacher: PretrainedModel) -> None:
+    """Refuses templates that cannot be filled, and instructions for paraphrases that the teacher has no room for."""
+    config, task = work.experiment.distillation, work.experiment.task
+    if config.augmentation == "templates":
+        retold(config, work.distillation_pool()[:1], work.text)
+    if config.augmentation == "paraphrases":
+        asked = paraphrase_instructions(config, work.distillation_pool(), work.text)
+        teacher.check_lengths(max(map(len, asked)), task.max_prompt_tokens)
 
 
 def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num_shards: int, report: Report) -> None:
@@ -274,13 +296,22 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     arm = next(arm for arm in experiment.arms if arm.name == name)
     training = experiment.distillation.training
     student = work.student()
-    models: dict[Writer, LanguageModel] = {role: work.tuned(role) for role in ("oracle", "teacher")}
+    teacher = work.tuned("teacher")
+    models: dict[Writer, LanguageModel] = {"oracle": work.tuned("oracle"), "teacher": teacher}
+    chosen = choose_prompts(
+        experiment.distillation, work.distillation_pool(), work.held_out(), teacher, work.text, experiment.seed
+    )
     counters = Counters()
     signal = DIVERGENCES[training.divergence].needs == "distribution"
-    sources = [_source(work, config, models, counters, signal, index) for index, config in enumerate(arm.sources)]
-    fresh = _source(work, _FRESH, models, counters, signal, len(sources)) if arm.policy == "auto" else None
+    sources = [
+        _source(work, config, chosen.prompts, models, counters, signal, index)
+        for index, config in enumerate(arm.sources)
+    ]
+    fresh = None
+    if arm.policy == "auto":
+        fresh = _source(work, _FRESH, chosen.prompts, models, counters, signal, len(sources))
     mixture = Mixture(sources, training.batch_size, fresh)
-    train_pairs = _train_pairs(work, mixture, models["teacher"])
+    train_pairs = _train_pairs(work, mixture, chosen.prompts, teacher)
     table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
     runs.write_table(arm_folder / "train_pairs.parquet", table)
     probe = _build_probe(work, train_pairs, models)
@@ -295,10 +326,25 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         kept=arm_folder / "kept",
     )
     runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
+    _write_diversity(work, arm_folder / "diversity.json", chosen, mixture, teacher)
     kept_step = state.step if state.stopped_at is None else state.stopped_at
     if (arm_folder / "kept").exists():
         runs.remove(arm_folder / "kept")
     runs.write_json(arm_folder / "finished.json", {"step": state.step, "kept_step": kept_step})
+
+
+def _write_diversity(
+    work: Workspace, path: Path, chosen: DistillationSet, mixture: Mixture, teacher: PretrainedModel | Ensemble
+) -> None:
+    """Measures of the pairs that the sources hold at the end, and what became of the augmentation."""
+    pairs = present_pairs([source for source in mixture.sources if source.config.prompts == "distillation"])
+    held_out, answers = work.held_out(), work.held_out_responses("teacher")
+    found = dataclasses.asdict(measure_diversity(*pairs, held_out, answers, teacher, work.tokenizer))
+    augmented = None
+    if chosen.augmented is not None:
+        augmented = dataclasses.asdict(chosen.augmented) | {"num_added": len(chosen.augmented.prompts)}
+        del augmented["prompts"]
+    runs.write_json(path, {"schema": "assay.diversity/1", **found, "augmentation": augmented})
 
 
 def _build_probe(
@@ -321,20 +367,21 @@ def _build_probe(
 
 
 def _train_pairs(
-    work: Workspace, mixture: Mixture, teacher: LanguageModel
+    work: Workspace, mixture: Mixture, prompts: Sequence[Prompt], teacher: LanguageModel
 ) -> tuple[Sequence[Prompt], Sequence[Response]]:
     """What the train proxy walks on: the stored pairs of an offline source, else a fixed fresh teacher sample."""
     num_pairs = work.experiment.probe.num_train_pairs
     for source in mixture.sources:
         if source.config.is_offline:
             return source.stored_pairs(num_pairs)
-    prompts = work.prompts("distillation", work.experiment.distillation.num_prompts)[:num_pairs]
+    prompts = prompts[:num_pairs]
     return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
 
 
 def _source(
     work: Workspace,
     config: SourceConfig,
+    prompts: Sequence[Prompt],
     models: Mapping[Writer, LanguageModel],
     counters: Counters,
     signal: bool,
@@ -343,7 +390,7 @@ def _source(
     distillation = work.experiment.distillation
     source = ResponseSource(
         config,
-        work.source_prompts(config),
+        work.source_prompts(config, prompts),
         models,
         max_response_tokens=work.experiment.task.max_response_tokens,
         completions_per_prompt=config.completions(distillation.completions_per_prompt),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from assay.config import ArmConfig, Experiment, SourceConfig, TaskConfig
-from assay.models.batching import DENSE_VOCABULARY_LIMIT
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, MAX_VENDI_ROWS
 from assay.models.sizes import ModelSize, ensemble_size
 from assay.types import Writer
 
@@ -123,9 +123,35 @@ def rows_drawn(experiment: Experiment, arm: ArmConfig) -> list[int]:
 
 
 def num_pairs(experiment: Experiment, source: SourceConfig) -> int:
-    """Pairs of a prompt and a completion index: one pass over a source."""
-    prompts = {"distillation": experiment.distillation.num_prompts, "oracle": experiment.stage_one.num_oracle_prompts}
-    return prompts[source.prompts] * source.completions(experiment.distillation.completions_per_prompt)
+    """Pairs of a prompt and a completion index: one pass over a source, with every new prompt that may be added."""
+    distillation = experiment.distillation
+    prompts = {
+        "distillation": distillation.num_prompts + num_new_prompts(experiment),
+        "oracle": experiment.stage_one.num_oracle_prompts,
+    }
+    return prompts[source.prompts] * source.completions(distillation.completions_per_prompt)
+
+
+def num_new_prompts(experiment: Experiment) -> int:
+    """Prompts that augmentation makes, before its check drops some."""
+    config = experiment.distillation
+    return config.num_prompts * {"none": 0, "templates": len(config.templates), "paraphrases": 1}[config.augmentation]
+
+
+def _distillation_set_work(experiment: Experiment, arm: ArmConfig) -> Work:
+    """Choosing and augmenting the prompts, and measuring the pairs at the end, each by the teacher."""
+    work, config, held_out = Work(), experiment.distillation, experiment.probe.num_prompts
+    new = num_new_prompts(experiment)
+    if config.selection != "random":
+        work.scored["teacher"] += config.num_candidates or 0
+    if new:
+        work.written["teacher"] += config.num_prompts * (2 if config.augmentation == "paraphrases" else 1)
+        work.scored["teacher"] += 2 * new
+    pairs = sum(num_pairs(experiment, source) for source in arm.sources)
+    prompts = sum(num_pairs(experiment, source) // source.completions(config.completions_per_prompt)
+                  for source in arm.sources)  # fmt: skip
+    work.scored["teacher"] += 2 * held_out + prompts + min(pairs, MAX_VENDI_ROWS)
+    return work
 
 
 def num_train_pairs(experiment: Experiment, arm: ArmConfig) -> int:
@@ -193,7 +219,7 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
         {"oracle": times * held_out, "teacher": times * (held_out + train_pairs), "student": times * monitored}
     )
     work.written["student"] += times * monitored
-    return work
+    return Work.total([work, _distillation_set_work(experiment, arm)])
 
 
 def num_evaluations(experiment: Experiment) -> int:

@@ -167,6 +167,32 @@ def load_prompts(
     return prompts
 
 
+def under_template(
+    task: Task,
+    prompts: Sequence[Prompt],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    framing: Framing = NO_FRAMING,
+) -> list[Prompt | None]:
+    """The rows of these prompts of ``task`` as another template shows them; None where that does not fit.
+
+    Ids and references stay. A row of a user's file that repeats another one under this template is None too.
+    Raises AssayError for a template that shows the answer or a column that there is not.
+    """
+    other = dataclasses.replace(task, template=template)
+    rows = corpus_rows(other)
+    _check_template(other, rows)
+    wanted = {prompt.id for prompt in prompts}
+    found = {
+        row_id: _to_prompt(other, i, row, tokenizer, max_prompt_tokens, max_response_tokens, framing)
+        for i, row in enumerate(rows)
+        if (row_id := _row_id(other, i, row)) in wanted
+    }
+    return [found.get(prompt.id) for prompt in prompts]
+
+
 def corpus_rows(task: Task) -> Sequence[dict[str, Any]]:
     """The rows of a task's corpus with their ``split``, in the order of the file; fetched first if need be."""
     digest = corpus_digest(task)
@@ -288,14 +314,18 @@ def _to_prompt(
     text, token_ids = fitting
     reference, reference_ids = row[task.reference], []
     if reference is not None:
-        reference_ids = [*framing.before_reference, *_encode(tokenizer, f" {reference}"), tokenizer.eos_token_id]
+        reference_ids = [*framing.before_reference, *encode(tokenizer, f" {reference}"), tokenizer.eos_token_id]
     return Prompt(
-        id=row["id"] if task.own else f"{task.name}-{index:06d}",
+        id=_row_id(task, index, row),
         text=text,
         token_ids=(*framing.before, *token_ids, *framing.after),
         reference=reference,
         reference_ids=tuple(reference_ids[:max_response_tokens]),
     )
+
+
+def _row_id(task: Task, index: int, row: dict[str, Any]) -> str:
+    return row["id"] if task.own else f"{task.name}-{index:06d}"
 
 
 def _longest_fit(
@@ -307,7 +337,7 @@ def _longest_fit(
     tried = most  # mostly all of them fit
     while fewest <= most:
         text = prompt_text(task, row, tried)
-        token_ids = _encode(tokenizer, text)
+        token_ids = encode(tokenizer, text)
         if len(token_ids) <= max_prompt_tokens:
             best, fewest = (text, token_ids), tried + 1
         else:
@@ -316,6 +346,6 @@ def _longest_fit(
     return best
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Text is text: what looks like a special token is spelt out."""
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

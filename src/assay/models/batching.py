@@ -7,3 +7,6 @@ SCORING_BATCH_SIZE = 64
 
 DENSE_VOCABULARY_LIMIT = 4096
 """Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
+
+MAX_VENDI_ROWS = 1024
+"""Rows that a Vendi score looks at, drawn at random from a larger set: above it, scores no longer grow with the set."""

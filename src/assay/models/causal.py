@@ -53,6 +53,11 @@ class CausalModel(PretrainedModel):
         hidden_BTH = self.module.base_model(input_ids=input_ids_BT.to(self.device), use_cache=False).last_hidden_state
         return hidden_BTH.flatten(0, 1)[torch.from_numpy(position_N).to(self.device)]
 
+    def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
+        """See ``PretrainedModel``; a token's state sees the tokens before it only."""
+        # the state before each token of (rest of the prompt, one token that is not fed)
+        return self.hidden(Batch([ids[:1] for ids in prompt_ids], [(*ids[1:], 0) for ids in prompt_ids]))
+
     def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[_CausalDecoding, Tensor]:
         """Decoding starts with the prompts themselves, padded on the left."""
         longest = max(map(len, prompt_ids))

@@ -65,6 +65,10 @@ class Ensemble:
         """The members' states beside each other: H is the sum of their widths."""
         return torch.cat([member.hidden(batch) for member in self.members], dim=-1)
 
+    def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Tensor:
+        """The members' states of the prompts' own tokens beside each other."""
+        return torch.cat([member.prompt_hidden(prompt_ids) for member in self.members], dim=-1)
+
     def head(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """log (1/k) Σ p_i, in nats, by log-sum-exp."""
         parts = hidden_NH.split(self._widths, dim=-1)

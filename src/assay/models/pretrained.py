@@ -109,6 +109,10 @@ class PretrainedModel(ABC):
         """The last hidden state from which each response token is predicted."""
 
     @abstractmethod
+    def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
+        """The last hidden state at every prompt token, prompt after prompt."""
+
+    @abstractmethod
     def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Int[Tensor, "B T"]]:
         """A decoding of responses to these prompts, and the first tokens to feed it."""
 

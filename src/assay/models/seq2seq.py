@@ -63,6 +63,11 @@ class Seq2SeqModel(PretrainedModel):
         ).last_hidden_state
         return hidden_BTH[fed_BT.bool().to(self.device)]
 
+    def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
+        """See ``PretrainedModel``; the encoder's states, each of which sees the whole prompt."""
+        encoded_BTH, mask_BT = self._encode(prompt_ids)
+        return encoded_BTH[mask_BT.bool()]
+
     def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[_Seq2SeqDecoding, Tensor]:
         """Decoding starts with the start token; the encoder runs here, once for each prompt."""
         encoded_BTH, mask_BT = self._encode(prompt_ids)
