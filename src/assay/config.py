@@ -423,8 +423,8 @@ def _check_diversity(config: DistillationConfig) -> None:
         )
     if config.selection == "facility_location" and (config.num_candidates or 0) > MAX_COMPARED_CANDIDATES:
         raise AssayError(
-            f"selection 'facility_location' compares all candidates with each other; {config.num_candidates} are too many: "
-            f"lower distillation.num_candidates to {MAX_COMPARED_CANDIDATES}, or select by 'k_centre'"
+            f"selection 'facility_location' compares all candidates with each other; {config.num_candidates} are too "
+            f"many: lower distillation.num_candidates to {MAX_COMPARED_CANDIDATES}, or select by 'k_centre'"
         )
     if config.templates and config.augmentation != "templates":
         raise AssayError(

@@ -340,11 +340,10 @@ def _write_diversity(
     pairs = present_pairs([source for source in mixture.sources if source.config.prompts == "distillation"])
     held_out, answers = work.held_out(), work.held_out_responses("teacher")
     found = dataclasses.asdict(measure_diversity(*pairs, held_out, answers, teacher, work.tokenizer))
-    augmented = None
     if chosen.augmented is not None:
-        augmented = dataclasses.asdict(chosen.augmented) | {"num_added": len(chosen.augmented.prompts)}
-        del augmented["prompts"]
-    runs.write_json(path, {"schema": "assay.diversity/1", **found, "augmentation": augmented})
+        augmented = dataclasses.asdict(chosen.augmented)
+        found["augmentation"] = {"num_added": len(augmented.pop("prompts")), **augmented}
+    runs.write_json(path, {"schema": "assay.diversity/1", **found})
 
 
 def _build_probe(

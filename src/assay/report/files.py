@@ -112,6 +112,23 @@ _METRICS: Row = {
     "?detector_score": _MAYBE,
     "seconds": {...: _NUMBER},
 }
+_TEXTS = {f"distinct_{n}": _MAYBE for n in (1, 2, 3)} | {"compression_ratio": _MAYBE}
+_DIVERSITY: Row = {
+    "schema": "assay.diversity/1",
+    "num_prompts": _COUNT,
+    "num_pairs": _COUNT,
+    "num_vendi_rows": [_COUNT, _COUNT],
+    "prompts": _TEXTS,
+    "responses": _TEXTS,
+    **{f"vendi_{rows}_{kind}": _NUMBER for rows in ("prompts", "pairs") for kind in ("ngrams", "embedding")},
+    "held_out_distance": _NUMBER,
+    "?augmentation": {
+        "num_added": _COUNT,
+        "num_tried": _COUNT,
+        "dropped": {...: _COUNT},
+        "fall_nats_per_token": _MAYBE,
+    },
+}
 _PROBE = pa.schema(
     [
         ("arm", pa.string()),
@@ -166,6 +183,11 @@ def read_metrics(path: Path, running: bool) -> Table:
         where = f"line {number} of {path}"
         rows.append(_checked(_parse(line, where), _METRICS, where))
     return rows
+
+
+def read_diversity(path: Path) -> Row | None:
+    """diversity.json of an arm; None where there is none: the arm has not finished, or an older version ran it."""
+    return _checked(_parse(_read_bytes(path), str(path)), _DIVERSITY, str(path)) if path.exists() else None
 
 
 def read_probe(path: Path) -> pa.Table:

@@ -211,7 +211,13 @@ def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
     """What the card of one arm shows: its verdict over all seeds, and one entry for every finished seed."""
     curves = study.curves_of(label)
     entries: list[Row] = [
-        curve.summary | {"detector_score": curve.rows[-1].get("detector_score")} for curve in curves if curve.summary
+        curve.summary
+        | {
+            "detector_score": curve.rows[-1].get("detector_score"),
+            "diversity": curve.run.diversity.get(curve.arm),
+        }
+        for curve in curves
+        if curve.summary
     ]
     counts = Counter(entry["verdict"] for entry in entries).most_common()
     agreed = counts[0][0] if len(counts) == 1 else None

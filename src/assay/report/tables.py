@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -16,7 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.errors import AssayError, unknown_name
-from assay.report.files import BANDED, Row, Table, read_manifest, read_metrics, read_probe, read_responses, read_summary
+from assay.report.files import (
+    BANDED,
+    Row,
+    Table,
+    read_diversity,
+    read_manifest,
+    read_metrics,
+    read_probe,
+    read_responses,
+    read_summary,
+)
 from assay.report.words import visible
 from assay.statistics import paired_difference, t_interval
 
@@ -25,7 +35,7 @@ VERDICTS = ("healthy", "teacher_hacking", "overfitting", "benign_disagreement", 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read and checked."""
+    """One run directory, read and checked; ``diversity`` by arm, where it was measured."""
 
     directory: Path
     manifest: Row
@@ -33,6 +43,7 @@ class Run:
     metrics: Table
     probe: pa.Table
     responses: pa.Table
+    diversity: dict[str, Row] = field(default_factory=dict)
 
     @property
     def arm_names(self) -> list[str]:
@@ -178,7 +189,10 @@ def read_run(directory: Path) -> Run:
             )
     probe = read_probe(directory / "probe.parquet")
     responses = read_responses(directory / "responses.parquet")
-    run = Run(directory, manifest, summary, metrics, probe, responses)
+    sources = [arm["source"] for arm in summary["arms"]]
+    measured = {name: read_diversity(directory / "arms" / name / "diversity.json") for name in sources}
+    diversity = {name: found for name, found in measured.items() if found is not None}
+    run = Run(directory, manifest, summary, metrics, probe, responses, diversity)
     for name in run.arm_names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise AssayError(f"{directory} has an arm {name!r}, which UTF-8 cannot hold: rename it and run again")
