@@ -11,14 +11,18 @@ POOL = 8
 
 TEMPERATURES = (0.7, 1.3)
 
-TEMPLATES: dict[str, tuple[str, ...]] = {}
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "define": ("{part_of_speech} {lemmas}:", "{part_of_speech}; {lemmas}:"),
+    "translate": ("en: {english}; es:", "en: {english}. es:"),
+    "summarize": ("{kind} {name}: {body}. summary:", "{kind} {name} {body} summary:"),
+}
 """Further templates of the embedded tasks; docs/diversity.md says how many prompts pass the check under each."""
 
 
 def diversity(world: Experiment) -> dict[str, Experiment]:
     """Offline alone: as it is; prompts chosen from a pool of 8× as many; responses at two temperatures; templates.
 
-    "templates" is there for the tasks that have some in ``TEMPLATES``; its set is larger by the prompts that pass.
+    "templates" is there for the tasks of ``TEMPLATES``; its set is larger by the prompts that pass.
     """
     variants: dict[str, dict[str, object]] = {
         "random": {},
