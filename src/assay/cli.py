@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,6 +89,50 @@ def sweep(
     print("\n".join(sweeps.cost(plan, runs, workers, flops_per_second)))
     if not dry_run:
         print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, lambda line: print(line, file=sys.stderr)))
+
+
+def plan(
+    target: Positional[str],
+    teacher_tokens: int,
+    pool: int,
+    runs: Path = Path("runs/sweeps"),
+    seed: int | None = None,
+    metric: Literal["golden", "proxy", "reference_nll"] = "golden",
+    tokens: float | None = None,
+    price_per_hour: float | None = None,
+    workers: int | None = None,
+    dry_run: bool = False,
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Say what to spend teacher tokens on: prompts, completions, rewriting, fresh responses, or online distillation.
+
+    Args:
+        target: A recipe from `assay recipes`, or the path of a config file.
+        teacher_tokens: The budget of one run: what the teacher writes plus what it scores.
+        pool: How many prompts there are.
+        runs: Where the small runs are, or go; sweeps of one folder share them.
+        seed: Of the small runs; the recipe's by default.
+        metric: What to plan for: the end of golden, of the held-out proxy, or of the references' NLL.
+        tokens: Also plan so many teacher tokens past one machine: files and hours.
+        price_per_hour: Of one machine, for the price of that.
+        workers: Processes; one per core by default.
+        dry_run: Print what the small runs cost at most, and stop.
+        as_json: One JSON object on stdout and nothing else.
+    """
+    from assay import planning
+
+    request = planning.read_request(target, teacher_tokens, pool, metric, seed, tokens, price_per_hour)
+    planning.check_pool(request, runs)
+    if dry_run:
+        print("\n".join(planning.cost_lines(request, runs)))
+        return
+    found = planning.plan(request, runs, workers, lambda line: print(line, file=sys.stderr))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        return
+    from assay.plan_table import print_plan
+
+    print_plan(found)
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> None:
@@ -226,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         else:
             commands = {
-                f.__name__: f for f in (quickstart, run, sweep, report, compare, diagnose, recipes, bases, tasks)
+                f.__name__: f for f in (quickstart, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:

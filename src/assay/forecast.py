@@ -16,7 +16,7 @@ from assay.config import ArmConfig, Experiment, config_hash, from_dict
 from assay.footprint import disk_bytes, memory_bytes
 from assay.models.sizes import ModelSize, size_of
 from assay.types import Writer
-from assay.workload import Work, arm_work, has_signal, is_sampled, model_names, responses_taken, stage_one_work
+from assay.workload import Work, arm_work, model_names, responses_counted, stage_one_work
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,8 @@ def plan_lines(experiments: Mapping[str, Experiment], flops_per_second: float | 
 
 
 def _arm_forecast(experiment: Experiment, arm: ArmConfig) -> ArmForecast:
-    counts = responses_taken(experiment, arm)
-    written = sum(n for source, n in zip(arm.sources, counts, strict=True) if is_sampled(source))
-    by_teacher = sum(n for source, n in zip(arm.sources, counts, strict=True) if source.writer == "teacher")
-    scored = sum(n for source, n in zip(arm.sources, counts, strict=True) if has_signal(experiment, source))
     num_tokens = experiment.task.max_response_tokens
-    return ArmForecast(arm.name, written * num_tokens, (by_teacher + scored) * num_tokens)
+    return ArmForecast(arm.name, *(count * num_tokens for count in responses_counted(experiment, arm)))
 
 
 def _times(found: Forecast, num_runs: int) -> Forecast:

@@ -192,6 +192,15 @@ def has_signal(experiment: Experiment, source: SourceConfig) -> bool:
     return experiment.distillation.training.divergence != "hard_labels" and source.learn == "teacher"
 
 
+def responses_counted(experiment: Experiment, arm: ArmConfig) -> tuple[int, int]:
+    """Responses that a model writes, and those that the teacher writes plus those that it scores, as summary.json."""
+    counts = responses_taken(experiment, arm)
+    written = sum(n for source, n in zip(arm.sources, counts, strict=True) if is_sampled(source))
+    by_teacher = sum(n for source, n in zip(arm.sources, counts, strict=True) if source.writer == "teacher")
+    scored = sum(n for source, n in zip(arm.sources, counts, strict=True) if has_signal(experiment, source))
+    return written, by_teacher + scored
+
+
 def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     """One arm: its sources, its training, and its probe from step 0 to the end."""
     work, probe, training = Work(), experiment.probe, experiment.distillation.training
