@@ -47,7 +47,8 @@ class Option:
         special = (self.completions > 1, self.refresh_every is not None, self.fresh_percent > 0, not self._by_teacher)
         if sum(special) > 1:
             raise ValueError(f"{self}: completions, refresh, fresh share and the student exclude each other")
-        if min(self.num_prompts, self.completions, self.refresh_every or 1) < 1 or not 0 <= self.fresh_percent < 100:
+        counts = (self.num_prompts, self.completions, 1 if self.refresh_every is None else self.refresh_every)
+        if min(counts) < 1 or not 0 <= self.fresh_percent < 100:
             raise ValueError(f"{self}: out of range")
 
     @property
