@@ -203,14 +203,9 @@ def rank(affordable: Mapping[Option, Cost], world: Experiment, law: Law) -> list
     """Options from the lowest predicted end up, of equal ones that with most prompts; the first is the first choice."""
     found = list(affordable)
     predicted: Prediction = law.predict([option.exposure(world) for option in found])
-    order = sorted(
-        range(len(found)),
-        key=lambda i: (
-            round(float(predicted.values[i]), 6),
-            -found[i].num_prompts,
-            affordable[found[i]].teacher_tokens,
-        ),
-    )
+    values = [round(float(value), 6) for value in predicted.values]  # where completions count as much as prompts: equal
+    spent = [affordable[option].teacher_tokens for option in found]
+    order = sorted(range(len(found)), key=lambda i: (values[i], -found[i].num_prompts, spent[i]))
     differences, margins = predicted.difference_margins(order[0]), predicted.margins()
     return [
         Ranked(
