@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
-from assay.recipes.cures import cures
+from assay.recipes.cures import ANCHOR_WEIGHT, anchored, cures
+from assay.recipes.diversity import diversity
 from assay.recipes.policies import POLICY_ARMS
 
 Strategies = dict[str, tuple[Experiment, str]]
@@ -30,6 +31,11 @@ FIXED = (
 )
 """Fixed from the first step on: how many responses, to how many prompts, how often anew."""
 
+CHOSEN_PROMPTS = ("k_centre", "facility_location", "templates")
+"""Other prompts, or other words for them; the first two read eight times as many prompts as they take."""
+ANCHORED = ("completions_x8", "policy_auto", "online_teacher")
+"""What is also tried with the anchor."""
+
 
 def strategies(world: Experiment) -> Strategies:
     """All of them in one world."""
@@ -38,7 +44,9 @@ def strategies(world: Experiment) -> Strategies:
     found |= {f"prompts_x{k}": _offline(world, num_prompts=k * world.distillation.num_prompts) for k in PROMPTS}
     found |= {f"completions_x{k}": _offline(world, completions_per_prompt=k) for k in COMPLETIONS}
     found |= {arm.name: _alone(world, arm) for arm in POLICY_ARMS}
-    return found | {name: _only(cured) for name, cured in cures(world).items() if name != "offline"}
+    cured = cures(world) | {name: diversity(world)[name] for name in CHOSEN_PROMPTS}
+    found |= {name: _only(experiment) for name, experiment in cured.items() if name != "offline"}
+    return found | {f"{name}_anchored": _anchored(*found[name]) for name in ANCHORED}
 
 
 def _fresh_arms() -> Sequence[ArmConfig]:
@@ -56,6 +64,10 @@ def _fresh_arms() -> Sequence[ArmConfig]:
 def _only(experiment: Experiment) -> tuple[Experiment, str]:
     (arm,) = experiment.arms
     return experiment, arm.name
+
+
+def _anchored(experiment: Experiment, arm: str) -> tuple[Experiment, str]:
+    return anchored(experiment, ANCHOR_WEIGHT), arm
 
 
 def _alone(world: Experiment, arm: ArmConfig) -> tuple[Experiment, str]:
