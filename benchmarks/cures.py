@@ -98,6 +98,7 @@ def build(folder: Path) -> None:
     missing = [
         experiment for experiment, name in wanted.values() if arm_key(experiment, _arm(experiment, name)) not in places
     ]
+    missing.sort(key=lambda experiment: experiment.models.num_teachers)  # these make a stage 1 of their own: last
     print(f"{len(wanted)} arms, {len(missing)} of them missing")
     failures = run_sweep(missing, folder, lambda line: print(line, flush=True))
     if failures:
