@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from assay import evaluation, run_experiment, runs
-from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict
+from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict, with_policy
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
@@ -229,6 +229,8 @@ def test_more_teachers_cost_their_share_of_everything() -> None:
 def test_cures_cost_what_they_add() -> None:
     """An anchor a forward pass and a copy of the student; an average or low-rank updates a copy; replay no tokens."""
     base = small()
+    training = dataclasses.replace(base.distillation.training, batch_size=512)  # an arm needs the most memory
+    base = dataclasses.replace(base, distillation=dataclasses.replace(base.distillation, training=training))
     before = forecast(base)
 
     def after(**changes: Any) -> Any:
@@ -240,7 +242,7 @@ def test_cures_cost_what_they_add() -> None:
     size = size_of(base.models.student)
     assert size is not None
     anchored, averaged, low_rank = after(anchor_weight=1.0), after(averaging_decay=0.9), after(lora_rank=8)
-    assert anchored.scored_tokens == before.scored_tokens + 3 * 12 * 64 * 24
+    assert anchored.scored_tokens == before.scored_tokens + 3 * 12 * 512 * 24
     assert anchored.flops > before.flops
     assert averaged.flops == low_rank.flops == before.flops
     for found in (anchored, averaged, low_rank):
@@ -255,6 +257,14 @@ def test_cures_cost_what_they_add() -> None:
     )
     assert replay.arms[0].generated_tokens == offline.arms[0].generated_tokens
     assert replay.arms[0].teacher_tokens == offline.arms[0].teacher_tokens
+
+
+def test_a_policy_may_turn_every_row_into_a_new_response() -> None:
+    base = dataclasses.replace(small(), arms=(ARMS["offline"], ARMS["online_teacher"]))
+    offline, online = forecast(base).arms
+    watched, same = forecast(with_policy(base, "auto")).arms
+    assert offline.generated_tokens < watched.generated_tokens == online.generated_tokens == same.generated_tokens
+    assert forecast(with_policy(base, "stop")) == forecast(base)
 
 
 def test_micro_batches_save_memory_and_no_operations() -> None:

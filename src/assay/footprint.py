@@ -94,6 +94,8 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
 def _num_stored(experiment: Experiment, arm: ArmConfig) -> list[int]:
     """Responses that each source holds at one time, those of a replay beyond what it draws left out."""
     rows = rows_drawn(experiment, arm)
+    if arm.policy == "auto":  # it may add as many completions as there are rows
+        return rows
     return [min(n, num_pairs(experiment, source)) for source, n in zip(arm.sources, rows, strict=True)]
 
 

@@ -161,7 +161,10 @@ def num_train_pairs(experiment: Experiment, arm: ArmConfig) -> int:
 
 
 def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
-    """Responses that each source takes: a pair's first, and one more whenever it is drawn and due."""
+    """Responses that each source takes: a pair's first, and one more whenever it is drawn and due.
+
+    Under policy "auto" at most one for each row, whatever it does.
+    """
     num_steps = experiment.distillation.training.num_steps
     counts = []
     for source, rows in zip(arm.sources, rows_drawn(experiment, arm), strict=True):
@@ -179,6 +182,9 @@ def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
     if first_offline is not None:  # it is asked for the train proxy's pairs first, drawn or not
         extra = counts[first_offline] + experiment.probe.num_train_pairs
         counts[first_offline] = min(num_pairs(experiment, arm.sources[first_offline]), extra)
+    if arm.policy == "auto":
+        rows = rows_drawn(experiment, arm)
+        counts = [max(n, row) if is_sampled(s) else n for s, n, row in zip(arm.sources, counts, rows, strict=True)]
     return counts
 
 
