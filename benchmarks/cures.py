@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
 from assay.report.tables import to_csv, to_markdown
 from assay.report.words import brackets, nats
 from assay.results import per_prompt
-from assay.statistics import Interval, mean_estimate, paired_difference, t_interval
+from assay.statistics import Estimate, Interval, mean_estimate, paired_difference, t_interval
 from assay.sweep import arm_key, run_sweep
 
 OUT = Path(__file__).parent / "cures"
@@ -179,41 +179,44 @@ def load() -> dict[Key, Curve]:
 # --- the table
 
 
-def rows_of(curves: Mapping[Key, Curve], worlds: Sequence[str] = HELD_OUT) -> list[dict[str, Any]]:
-    """One row per strategy: golden less that of offline, over worlds; the best first."""
-    names = list(dict.fromkeys(strategy for _, _, strategy in curves))
+def rows_of(curves: Mapping[Key, Curve]) -> list[dict[str, Any]]:
+    """One row per strategy: golden less that of offline, over the worlds held out; the best first."""
     rows = []
-    for name in names:
-        mine = {key[:2]: curve for key, curve in curves.items() if key[2] == name and key[0] in worlds}
-        if {world for world, _ in mine} != set(worlds):
-            continue
-        differences = {
-            key: paired_difference(curve.end_P, curves[(*key, "offline")].end_P) for key, curve in mine.items()
-        }
-        by_world = [np.mean([differences[key].value for key in mine if key[0] == world]) for world in worlds]
-        surely = [d.value + 1.96 * (d.stderr or 0.0) < 0 for d in differences.values()]
+    for name in dict.fromkeys(strategy for _, _, strategy in curves):
+        found = _differences(curves, name, HELD_OUT)
+        by_world = [np.mean([d.value for (w, _), d in found.items() if w == world]) for world in HELD_OUT]
+        margins = [(d.value, 1.96 * (d.stderr or 0.0)) for d in found.values()]
         row: dict[str, Any] = {
             "strategy": name,
-            "tokens": float(np.mean([_multiple(curves, key, curve) for key, curve in mine.items()])),
-            "end": t_interval(mean_estimate(by_world)) if name != "offline" else Interval(0.0, 0.0, 0.0),
-            "better": sum(surely),
-            "runs": len(surely),
+            "tokens": float(np.mean([_multiple(curves, key, curves[(*key, name)]) for key in found])),
+            "end": t_interval(mean_estimate(by_world)),
+            "better": sum(value + margin < 0 for value, margin in margins),
+            "worse": sum(value - margin > 0 for value, margin in margins),
+            "runs": len(margins),
         }
-        for budget in BUDGETS:
-            row[f"at {budget}x"] = _at_budget(curves, mine, budget)
+        row |= {f"at {budget}x": _at_budget(curves, name, found, budget) for budget in BUDGETS}
         rows.append(row)
     return sorted(rows, key=lambda row: row["end"].value)
+
+
+def _differences(curves: Mapping[Key, Curve], name: str, worlds: Sequence[str]) -> dict[tuple[str, int], Estimate]:
+    """World and seed → golden at the end less offline's, paired over prompts."""
+    return {
+        (world, seed): paired_difference(curve.end_P, curves[world, seed, "offline"].end_P)
+        for (world, seed, strategy), curve in curves.items()
+        if strategy == name and world in worlds
+    }
 
 
 def _multiple(curves: Mapping[Key, Curve], key: tuple[str, int], curve: Curve) -> float:
     return curve.generated_tokens[-1] / curves[(*key, "offline")].generated_tokens[-1]
 
 
-def _at_budget(curves: Mapping[Key, Curve], mine: Mapping[tuple[str, int], Curve], budget: float) -> float | None:
+def _at_budget(curves: Mapping[Key, Curve], name: str, keys: Iterable[tuple[str, int]], budget: float) -> float | None:
     """Mean over runs of golden less offline's at its end, each read where ``budget`` times its tokens are spent."""
     found = []
-    for key, curve in mine.items():
-        offline = curves[(*key, "offline")]
+    for key in keys:
+        offline, curve = curves[(*key, "offline")], curves[(*key, name)]
         position = curve.within(budget * offline.generated_tokens[-1])
         if position is None:
             return None
@@ -270,7 +273,7 @@ def _interval(estimate: Any) -> Interval:
 
 def write_tables(curves: Mapping[Key, Curve]) -> None:
     """table.md, policy.md, their CSVs and the figure."""
-    rows, design = rows_of(curves), {row["strategy"]: row for row in rows_of(curves, (DESIGN_WORLD,))}
+    rows = rows_of(curves)
     shown = [
         {
             "strategy": row["strategy"],
@@ -278,7 +281,7 @@ def write_tables(curves: Mapping[Key, Curve]) -> None:
             "golden at the end, less offline's": _bounds(row["end"]),
             "surely better in": f"{row['better']} of {row['runs']}",
             **{f"at {budget}x tokens": nats(row[f"at {budget}x"], signed=True) for budget in BUDGETS},
-            "in the design world": nats(design[row["strategy"]]["end"].value, signed=True),
+            f"in {DESIGN_WORLD}": _in_design(curves, row["strategy"]),
         }
         for row in rows
     ]
@@ -323,6 +326,12 @@ def write_tables(curves: Mapping[Key, Curve]) -> None:
     ]
     runs.write_text(OUT / "policy.md", "\n".join([*head, *to_markdown(shown), ""]))
     figure(rows)
+
+
+def _in_design(curves: Mapping[Key, Curve], strategy: str) -> str:
+    """One world has no interval over worlds."""
+    found = _differences(curves, strategy, (DESIGN_WORLD,))
+    return nats(float(np.mean([d.value for d in found.values()])), signed=True) if found else "–"
 
 
 def _bounds(interval: Interval) -> str:

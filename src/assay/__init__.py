@@ -20,17 +20,19 @@ if TYPE_CHECKING:
     from assay.evaluation import Probe, build_probe
     from assay.experiment import run_experiment
     from assay.integrations.logs import read_log
+    from assay.models.averaging import mean_of_students
     from assay.models.causal import CausalModel
     from assay.models.exact import HiddenMarkovModel, MarkovChain
     from assay.models.language_model import LanguageModel
     from assay.models.loading import load_model, load_tokenizer
     from assay.models.seq2seq import Seq2SeqModel
+    from assay.policy import Policy
     from assay.recipes import get_recipe
     from assay.report.html import write_report
     from assay.statistics import Estimate, Interval
     from assay.sweep import run_sweep
     from assay.training import distillation_loss, fit, train_step
-    from assay.types import Batch, Prompt, Response
+    from assay.types import Action, Batch, Prompt, Response
 
 _HOME = {
     "assay.config": ("ArmConfig", "Experiment", "SourceConfig", "TrainingConfig"),
@@ -39,7 +41,7 @@ _HOME = {
     "assay.sweep": ("run_sweep",),
     "assay.comparison": ("compare_runs",),
     "assay.report.html": ("write_report",),
-    "assay.types": ("Batch", "Prompt", "Response"),
+    "assay.types": ("Action", "Batch", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
     "assay.models.causal": ("CausalModel",),
     "assay.models.seq2seq": ("Seq2SeqModel",),
@@ -47,6 +49,8 @@ _HOME = {
     "assay.models.exact": ("HiddenMarkovModel", "MarkovChain"),
     "assay.divergences": ("DIVERGENCES", "divergence"),
     "assay.estimators": ("ESTIMATORS",),
+    "assay.models.averaging": ("mean_of_students",),
+    "assay.policy": ("Policy",),
     "assay.training": ("distillation_loss", "fit", "train_step"),
     "assay.evaluation": ("Probe", "build_probe"),
     "assay.diagnostics.verdict": ("Verdict", "compare_final", "excess_over", "judge"),
@@ -62,6 +66,7 @@ __version__ = metadata.version("assay")
 __all__ = [
     "DIVERGENCES",
     "ESTIMATORS",
+    "Action",
     "ArmConfig",
     "AssayError",
     "Batch",
@@ -74,6 +79,7 @@ __all__ = [
     "Interval",
     "LanguageModel",
     "MarkovChain",
+    "Policy",
     "Probe",
     "Prompt",
     "Response",
@@ -94,6 +100,7 @@ __all__ = [
     "judge",
     "load_model",
     "load_tokenizer",
+    "mean_of_students",
     "read_log",
     "run_experiment",
     "run_sweep",
