@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from assay import provenance, runs
-from assay.config import from_dict
+from assay.config_file import from_dict
 from assay.experiment import finished_arms
 from assay.recipes import get_recipe
 from assay.recipes.policies import POLICY_ARMS

@@ -24,7 +24,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from assay import get_recipe, runs
-from assay.config import Experiment, flat, from_dict
+from assay.config import Experiment, flat
+from assay.config_file import from_dict
 from assay.errors import AssayError
 from assay.recipes.studies import ALL_WORLDS
 from assay.report.style import in_style, to_svg

@@ -39,7 +39,8 @@ import numpy as np
 from scipy import optimize
 
 from assay import runs
-from assay.config import Experiment, from_dict
+from assay.config import Experiment
+from assay.config_file import from_dict
 from assay.planner import Cost, Option, rank
 from assay.recipes import get_recipe
 from assay.recipes.studies import ALL_WORLDS

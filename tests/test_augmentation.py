@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from assay import get_recipe
-from assay.config import DistillationConfig, SourceConfig, TaskConfig, validate
+from assay.config import DistillationConfig, SourceConfig, TaskConfig
 from assay.data.augmentation import REASONS, Augmented, Text, augment
 from assay.data.distillation_set import choose_prompts, measure_diversity, pool_size, present_pairs
 from assay.data.sources import ResponseSource
@@ -21,6 +21,7 @@ from assay.models.pretrained import PretrainedModel
 from assay.recipes.diversity import diversity
 from assay.recipes.studies import ALL_WORLDS
 from assay.types import Prompt, Response
+from assay.validation import validate
 from assay.workload import num_new_prompts, num_pairs
 
 OWN = "{part_of_speech}: {lemmas}:"

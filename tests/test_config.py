@@ -21,15 +21,14 @@ from assay.config import (
     StageOneConfig,
     TrainingConfig,
     config_hash,
-    from_dict,
-    load,
     to_dict,
-    validate,
 )
+from assay.config_file import from_dict, load
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe
 from assay.recipes.cures import cures
 from assay.recipes.worlds import WORLDS
+from assay.validation import validate
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -430,6 +430,6 @@ def test_what_is_repeated_here_is_what_the_other_modules_have() -> None:
 
 
 def test_the_config_of_a_manifest_has_the_same_forecast() -> None:
-    from assay.config import from_dict
+    from assay.config_file import from_dict
 
     assert forecast(from_dict(json.loads(json.dumps(to_dict(small()))))) == forecast(small())

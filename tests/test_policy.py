@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim import AdamW
 
 from assay import policy, runs, stages
-from assay.config import ARMS, ArmConfig, SourceConfig, TrainingConfig, validate, with_policy
+from assay.config import ARMS, ArmConfig, SourceConfig, TrainingConfig, with_policy
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.diagnostics.trajectory import Trajectory
 from assay.errors import AssayError
 from assay.policy import EVEN_ODDS, Policy, Supply, completions_to_add
 from assay.results import merge_arms, write_summary
-from assay.training import FitState, fit, save_model
+from assay.training import FitState, fit, save_model, train_step
 from assay.types import Action, Progress, Prompt
+from assay.validation import validate
 from known_logs import falling, hacked, healthy
 from test_experiment import small
 from tiny_models import gpt2
@@ -231,16 +233,20 @@ def acting(kept: Path, student: Any, kill_at: int | None = None) -> Callable[[Fi
     return before_step
 
 
+@pytest.mark.parametrize("averaging_decay", [None, 0.5])
 @pytest.mark.parametrize("kill_at", [4, 5, 7, 9])
-def test_interrupted_with_actions_equals_uninterrupted(tmp_path: Path, kill_at: int) -> None:
+def test_interrupted_with_actions_equals_uninterrupted(
+    tmp_path: Path, kill_at: int, averaging_decay: float | None
+) -> None:
+    config = dataclasses.replace(CONFIG, averaging_decay=averaging_decay)
     whole = gpt2(2)
-    expected = fit(whole, mixture(), CONFIG, before_step=acting(tmp_path / "a", whole), kept=tmp_path / "a")
+    expected = fit(whole, mixture(), config, before_step=acting(tmp_path / "a", whole), kept=tmp_path / "a")
     assert (expected.step, expected.stopped_at, expected.action_steps) == (10, 9, [3, 5, 6, 8, 10])
     kept, points, killed = tmp_path / "b", tmp_path / "points", gpt2(2)
     with pytest.raises(KeyboardInterrupt):
-        fit(killed, mixture(), CONFIG, before_step=acting(kept, killed, kill_at), checkpoints=points, kept=kept)
+        fit(killed, mixture(), config, before_step=acting(kept, killed, kill_at), checkpoints=points, kept=kept)
     resumed, drawn = gpt2(2), mixture()
-    state = fit(resumed, drawn, CONFIG, before_step=acting(kept, resumed), checkpoints=points, kept=kept)
+    state = fit(resumed, drawn, config, before_step=acting(kept, resumed), checkpoints=points, kept=kept)
     assert state.losses == expected.losses
     assert resumed.digest == whole.digest
     assert state.action_steps == expected.action_steps
@@ -251,6 +257,26 @@ def test_going_back_gives_the_very_student_that_was_kept(tmp_path: Path) -> None
     fit(student, mixture(), CONFIG, before_step=acting(tmp_path, student), kept=tmp_path)
     ninth.module.load_state_dict(_weights(tmp_path / "step-00000009"), strict=False)
     assert student.digest == ninth.digest
+
+
+def test_an_average_begins_again_where_it_goes_back_to(tmp_path: Path) -> None:
+    """One step after going back, it is the mean of the kept student and of what that step made of it."""
+    config = dataclasses.replace(CONFIG, averaging_decay=0.5, num_steps=9)
+    student, plain = gpt2(2), gpt2(2)
+    fit(student, mixture(), config, before_step=acting(tmp_path, student), kept=tmp_path)
+    plain.module.load_state_dict(_weights(tmp_path / "step-00000004"), strict=False)
+    before = {name: p.detach().clone() for name, p in plain.module.named_parameters()}
+    drawn = mixture()
+    for step in range(8):
+        drawn.batch(step, student)
+        for at, action in SCRIPT:
+            if at == step + 1:
+                drawn.carry_out(action)
+    optimizer = AdamW(plain.module.parameters(), lr=0.0, betas=config.betas, weight_decay=0.0)
+    train_step(plain, optimizer, drawn.batch(8, plain), 8, config)
+    after = dict(plain.module.named_parameters())
+    for name, value in student.module.named_parameters():
+        assert torch.allclose(value, (before[name] + after[name]) / 2, atol=1e-6)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

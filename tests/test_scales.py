@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from assay import run_experiment, runs
-from assay.config import Experiment, from_dict, to_dict, validate
+from assay.config import Experiment, to_dict
+from assay.config_file import from_dict
 from assay.data.hub import HUB, split_rows
 from assay.data.splitting import SHARES
 from assay.data.tasks import TASKS, corpus_rows, fetch_corpus, get_task
@@ -25,6 +26,7 @@ from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
 from assay.recipes.scales import SCALES, paper_xsum, small_xsum_gpt2, small_xsum_t5
 from assay.training import save_model
+from assay.validation import validate
 
 EVERYTHING = [(scale, world) for scale, worlds in SCALES.items() for world in worlds]
 TRAIN_ROWS = {"xsum": 204_045, "wmt14-de-en": 300_000, "natural-instructions": 400_000}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from assay.config import ArmConfig, SourceConfig, TrainingConfig, validate
+from assay.config import ArmConfig, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
@@ -17,6 +17,7 @@ from assay.models.causal import CausalModel
 from assay.recipes import get_recipe
 from assay.training import distillation_loss
 from assay.types import Batch, Dense, Prompt, Response
+from assay.validation import validate
 from tiny_models import gpt2
 
 PROMPTS = [Prompt(f"p{i}", "", (5 + i, 2, 3), "reference", (4, 6 + i, 0)) for i in range(8)]

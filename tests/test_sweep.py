@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay import provenance, run_experiment, runs, sweep, workers
-from assay.config import Experiment, TaskConfig, from_dict, to_dict
+from assay.config import Experiment, TaskConfig, to_dict
+from assay.config_file import from_dict
 from assay.errors import AssayError
 from assay.recipes import sweeps
 from assay.recipes.scales import SCALES
@@ -297,7 +298,7 @@ def test_a_part_that_cannot_be_shared_stops_only_the_run_that_needs_it(tmp_path:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from assay.config import from_dict
+from assay.config_file import from_dict
 from assay.sweep import run_sweep
 if __name__ == "__main__":
     experiments = [from_dict(values) for values in json.loads(Path(sys.argv[1]).read_text())]

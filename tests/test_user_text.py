@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay.cli import main
-from assay.config import Experiment, TaskConfig, template_columns, validate
+from assay.config import Experiment, TaskConfig
 from assay.data.splitting import SHARES, assign_splits, joined_groups, loose_key, near_duplicates, split_of
 from assay.data.tasks import corpus_digest, get_task, load_prompts
 from assay.data.user_text import leakage_report, read_split
 from assay.errors import AssayError
 from assay.models.loading import load_tokenizer
+from assay.validation import template_columns, validate
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
 

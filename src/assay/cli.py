@@ -17,7 +17,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from assay.config import Experiment, PolicyName, load, with_policy
+from assay.config import Experiment, PolicyName, with_policy
+from assay.config_file import load
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from assay import provenance, runs, workers
-from assay.config import Experiment, validate
+from assay.config import Experiment
 from assay.errors import AssayError
 from assay.report.html import write_report
 from assay.results import merge_arms, write_summary
 from assay.types import Progress
+from assay.validation import validate
 
 Listener = Callable[[Progress], None]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assay import provenance, runs
-from assay.config import ArmConfig, Experiment, config_hash, from_dict
+from assay.config import ArmConfig, Experiment, config_hash
+from assay.config_file import from_dict
 from assay.footprint import disk_bytes, memory_bytes
 from assay.models.sizes import ModelSize, size_of
 from assay.types import Writer

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from assay import runs
-from assay.config import Experiment, load, validate
+from assay.config import Experiment
+from assay.config_file import load
 from assay.errors import AssayError
 from assay.models.sizes import size_of
 from assay.planner import (
@@ -29,6 +30,7 @@ from assay.planner import (
 from assay.recipes import get_recipe, is_config_file, sweeps
 from assay.scaling_law import fit, shipped
 from assay.sweep import run_folder, run_sweep
+from assay.validation import validate
 from assay.workers import num_workers
 from assay.workload import model_names, responses_counted
 

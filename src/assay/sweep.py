@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from assay import provenance, runs, workers
-from assay.config import ArmConfig, Experiment, config_hash, digest_of, from_dict, to_dict, validate
+from assay.config import ArmConfig, Experiment, config_hash, digest_of, to_dict
+from assay.config_file import from_dict
 from assay.errors import AssayError
 from assay.experiment import NUM_SHARDS, finished_arms, is_finished, write_results
+from assay.validation import validate
 
 Listener = Callable[[str], None]
 MakeExecutor = Callable[[int], Executor]

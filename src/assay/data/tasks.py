@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay import runs
-from assay.config import template_columns
 from assay.data.debian import fetch_debian
 from assay.data.hub import HUB, fetch_hub
 from assay.data.splitting import SHARES, SPLITS, Split
 from assay.data.user_text import is_user_file, read_split
 from assay.errors import AssayError, unknown_name
 from assay.types import Framing, Prompt
+from assay.validation import template_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

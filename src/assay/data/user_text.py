@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assay.config import template_columns
 from assay.data.splitting import SHARES, assign_splits, loose_key, near_duplicates, row_keys
 from assay.errors import AssayError, unknown_name
+from assay.validation import template_columns
 
 SUFFIXES = (".jsonl", ".parquet")
 DEFAULT_TEMPLATE = "{prompt}"

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from assay import runs
-from assay.config import Experiment, load
+from assay.config import Experiment
+from assay.config_file import load
 from assay.errors import AssayError, unknown_name
 from assay.findings import Outcomes, find
 from assay.forecast import measured_flops_per_second, plan_lines
