@@ -11,11 +11,10 @@ last evaluation at which no more had been generated: the student that one would 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from assay import provenance, runs
+from assay.config import Experiment
 from assay.config_file import from_dict
 from assay.experiment import finished_arms
 from assay.recipes import get_recipe
@@ -47,6 +47,11 @@ ON_BOTH_SEEDS = ("offline", *FIXED, *(arm.name for arm in POLICY_ARMS), "anchor"
 """The others have the first seed alone."""
 POLICY = "policy_auto"
 COLUMNS = ("golden_nats", "proxy_nats", "train_proxy_nats", "reference_nll_nats", "generated_tokens", "teacher_tokens")
+CONTROLS: dict[str, Callable[[Experiment], Experiment]] = {
+    "a random student": lambda w: replace(w, models=replace(w.models, student_initialisation="random")),
+    "a student without SFT": lambda w: replace(w, stage_one=replace(w.stage_one, student_epochs=0.0)),
+}
+"""Where the student's start is far from the truth an anchor to it should hold it back; in the design world."""
 BUDGETS = (1, 8, 16)
 """Generated tokens, in those of the offline arm."""
 SLACK = 1.05
@@ -91,8 +96,13 @@ def build(folder: Path) -> None:
         (world, seed, name): arm
         for world in (*HELD_OUT, DESIGN_WORLD)
         for seed in SEEDS
-        for name, arm in strategies(dataclasses.replace(get_recipe(world), seed=seed)).items()
+        for name, arm in strategies(replace(get_recipe(world), seed=seed)).items()
         if seed == SEEDS[0] or name in ON_BOTH_SEEDS
+    }
+    wanted |= {
+        (control, SEEDS[0], name): strategies(change(replace(get_recipe(DESIGN_WORLD), seed=SEEDS[0])))[name]
+        for control, change in CONTROLS.items()
+        for name in ("offline", "anchor")
     }
     places = dict(_finished(folder))
     missing = [
@@ -296,7 +306,20 @@ def write_tables(curves: Mapping[Key, Curve]) -> None:
         "that cost no more than n times what offline generated; – where not even one evaluation was paid for.",
         "",
     ]
-    runs.write_text(OUT / "table.md", "\n".join([*head, *to_markdown(shown), ""]))
+    controls = [
+        {
+            f"`{DESIGN_WORLD}` with": control,
+            "golden at the start": nats(curves[control, SEEDS[0], "offline"].golden_S[0]),
+            **{
+                f"{name}, at the end": nats(curves[control, SEEDS[0], name].end_P.mean())
+                for name in ("offline", "anchor")
+            },
+            "anchor − offline": _bounds(_interval(_differences(curves, "anchor", (control,))[control, SEEDS[0]])),
+        }
+        for control in CONTROLS
+    ]
+    foot = ["", "## Where an anchor should not help", "", f"Seed {SEEDS[0]}; interval over prompts.", ""]
+    runs.write_text(OUT / "table.md", "\n".join([*head, *to_markdown(shown), *foot, *to_markdown(controls), ""]))
     runs.write_text(OUT / "table.csv", to_csv(flat))
     found = policy_rows(curves)
     shown = [
