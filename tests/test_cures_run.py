@@ -112,3 +112,6 @@ def test_references_that_are_not_there_are_refused_before_anything_is_computed(t
     )
     with pytest.raises(AssayError, match="writer 'dataset' needs a reference for every prompt"):
         check_models(experiment, tmp_path / "run", lambda progress: None)
+    listening = ArmConfig("listening", (SourceConfig("teacher"),), "stop", "references")
+    with pytest.raises(AssayError, match="'listening' listens to references, but the task has none"):
+        check_models(dataclasses.replace(experiment, arms=(listening,)), tmp_path / "run", lambda progress: None)

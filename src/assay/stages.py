@@ -158,8 +158,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
-    for source in (source for arm in experiment.arms for source in arm.sources if source.writer == "dataset"):
-        work.source_prompts(source, work.distillation_pool())
+    _check_references(work)
     _check_leaks(
         work.held_out(),
         work.prompts("oracle", experiment.stage_one.num_oracle_prompts),
@@ -168,6 +167,17 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     _check_augmentation(work, models["teacher"])
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
     return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
+
+
+def _check_references(work: Workspace) -> None:
+    """Refuses arms that learn from references, or listen to them, where there are none."""
+    monitored = work.held_out()[: work.experiment.probe.num_monitored]
+    for arm in work.experiment.arms:
+        for source in arm.sources:
+            if source.writer == "dataset":
+                work.source_prompts(source, work.distillation_pool())
+        if arm.alarm == "references" and not any(prompt.reference_ids for prompt in monitored):
+            raise AssayError(f"arm {arm.name!r} listens to references, but the task has none: use another alarm")
 
 
 def _check_leaks(held_out: Sequence[Prompt], *others: Sequence[Prompt]) -> None:
