@@ -45,6 +45,7 @@ def found(world: Path) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_the_json_object_has_the_promised_shape(found: dict[str, Any]) -> None:
     assert found["schema"] == "assay.plan/1"
     assert (found["world"][-11:], found["seed"], found["metric"], found["pool"]) == ("little.json", 7, "golden", 32)
@@ -77,6 +78,7 @@ def command(*arguments: object) -> int | str | None:
     return 0
 
 
+@pytest.mark.slow
 def test_finished_small_runs_are_not_run_again_and_the_table_says_the_same(
     found: dict[str, Any], world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,11 +160,13 @@ def xsum_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("xsum_in_the_cache")
+@pytest.mark.slow
 def test_the_papers_path_runs_on_stand_ins(tmp_path: Path) -> None:
     """Three T5s of two versions, bfloat16, micro-batches, the task xsum: all but the sizes is the paper's."""
     check_run(shrunk(paper_xsum(), stand_ins(tmp_path / "models", tiny_t5)), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_small_gpt2_path_runs_on_stand_ins(tmp_path: Path) -> None:
     check_run(shrunk(small_xsum_gpt2(), stand_ins(tmp_path / "models", tiny_gpt2), "summarize"), tmp_path / "run")
 

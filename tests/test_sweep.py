@@ -306,6 +306,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_random_moments_loses_no_finished_run_and_repeats_none(
     swept: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
