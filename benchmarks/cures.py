@@ -31,7 +31,7 @@ from assay.recipes import get_recipe
 from assay.recipes.policies import POLICY_ARMS
 from assay.recipes.strategies import FIXED, PROMPTS_NEEDED, strategies
 from assay.recipes.studies import ALL_WORLDS
-from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
+from assay.report.style import ARM_COLOURS, MUTED, in_style, plain_ticks, to_svg
 from assay.report.tables import to_csv, to_markdown
 from assay.report.words import brackets, nats
 from assay.results import per_prompt
@@ -58,6 +58,9 @@ SLACK = 1.05
 """Responses of one arm are a little longer than those of another, at the same number."""
 CLOSE_SHARE, CLOSE_NATS = 0.05, 0.05
 """A policy is close to the best fixed strategy within this share of its improvement over offline, or so many nats."""
+
+LABEL_DECADES, LABEL_NATS = 0.3, 0.085
+"""Labels of the figure that are nearer than this to each other make room."""
 
 Key = tuple[str, int, str]
 
@@ -362,21 +365,25 @@ def _bounds(interval: Interval) -> str:
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Golden less offline's over generated tokens, a point for each strategy."""
-    kinds = {"offline, fixed": "o", "policy": "D", "cure": "s"}
+    """Golden less offline's over generated tokens, a point for each strategy; labels side by side do not overlap."""
+    kinds = {"fixed": "o", "policy": "D", "cure": "s"}
+    labels: list[tuple[float, float]] = []
     with in_style():
-        drawing = Figure(figsize=(8, 5.5))
+        drawing = Figure(figsize=(9.5, 7))
         axes = drawing.subplots()
-        for row in rows:
-            name = row["strategy"]
+        for row in sorted(rows, key=lambda row: row["end"].value):
+            name, x, y = row["strategy"], row["tokens"], row["end"].value
             kind = "policy" if name.startswith(("policy", "stop")) else "cure"
-            kind = "offline, fixed" if name in ("offline", *FIXED) else kind
-            at = (row["tokens"], row["end"].value)
-            colour = ARM_COLOURS[list(kinds).index(kind)]
-            axes.plot(*at, kinds[kind], ms=6, color=colour, label=kind)
-            axes.annotate(name.replace("_", " "), at, fontsize=7, xytext=(5, 3), textcoords="offset points")
+            kind = "fixed" if name in ("offline", *FIXED) else kind
+            axes.plot(x, y, kinds[kind], ms=6, color=ARM_COLOURS[list(kinds).index(kind)], label=kind)
+            beside = [height for place, height in labels if abs(np.log10(x / place)) < LABEL_DECADES]
+            height = max([y, *(other + LABEL_NATS for other in beside)])
+            labels.append((x, height))
+            axes.annotate(name.replace("_", " "), (1.06 * x, height), fontsize=7, va="center")
         axes.axhline(0, lw=1, ls="--", color=MUTED)
         axes.set_xscale("log")
+        axes.set_xlim(0.8, 600)
+        plain_ticks(axes.xaxis, [1, 3, 10, 30, 100, 300])
         axes.set_xlabel("generated tokens, in those of offline")
         axes.set_ylabel("golden at the end, less offline's (nats)")
         unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
