@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -93,3 +94,49 @@ def test_the_policy_is_judged_against_the_best_that_its_tokens_pay_for(
 
 def test_a_policy_that_harms_is_said_to(cures: ModuleType) -> None:
     assert not any(row["never_worse"] for row in cures.policy_rows(all_curves(cures, 11.5)))
+
+
+# --- the committed results
+
+
+def test_the_committed_tables_are_those_of_the_committed_curves(
+    cures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, curves = cures.OUT, cures.load()
+    monkeypatch.setattr(cures, "OUT", tmp_path)
+    cures.write_tables(curves)
+    for name in ("table.md", "table.csv", "policy.md"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
+
+
+def test_a_changed_file_is_noticed(cures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(cures.OUT, tmp_path / "cures")
+    monkeypatch.setattr(cures, "OUT", tmp_path / "cures")
+    (tmp_path / "cures" / "golden.parquet").write_bytes(b"another")
+    with pytest.raises(SystemExit, match=r"golden\.parquet is not the file that was built"):
+        cures.load()
+
+
+def test_the_policy_keeps_its_promise_in_worlds_that_it_was_not_designed_on(cures: ModuleType) -> None:
+    rows = [row for row in cures.policy_rows(cures.load()) if row["world"] != cures.DESIGN_WORLD]
+    assert len(rows) == len(cures.HELD_OUT) * len(cures.SEEDS)
+    assert all(row["never_worse"] for row in rows)
+    assert sum(row["close"] for row in rows) > len(rows) / 2
+
+
+def test_the_guidelines_are_those_of_the_committed_results(
+    cures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    spec = importlib.util.spec_from_file_location("guidelines", SCRIPT.with_name("guidelines.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    guidelines = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "guidelines", guidelines)
+    spec.loader.exec_module(guidelines)
+    committed = guidelines.OUT.read_text()
+    monkeypatch.setattr(guidelines, "OUT", tmp_path / "guidelines.md")
+    guidelines.write()
+    assert (tmp_path / "guidelines.md").read_text() == committed
+    known = {row["strategy"] for row in cures.rows_of(cures.load())} - {"offline"}
+    assert {advice.strategy for advice in guidelines.ADVICE} <= known
