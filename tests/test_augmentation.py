@@ -186,7 +186,7 @@ def test_every_variant_of_every_world_is_valid_and_the_first_is_the_world(name: 
         validate(experiment)
         assert [arm.name for arm in experiment.arms] == ["offline"]
         most = num_new_prompts(experiment) + world.distillation.num_prompts
-        assert num_pairs(experiment) == most * world.distillation.completions_per_prompt
+        assert num_pairs(experiment, experiment.arms[0].sources[0]) == most * world.distillation.completions_per_prompt
     assert len({str(experiment) for experiment in variants.values()}) == len(variants)
 
 

@@ -454,6 +454,7 @@ def test_runs_with_other_arms_are_not_said_to_differ_in_names_alone(
     assert "nothing but seed, recipe, task and choice of arms" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_real_runs_compare_with_what_the_pipeline_says_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tiny runs of one seed: the arms of a run pair as in its summary, the runs pair since stage 1 is the same."""
     import dataclasses

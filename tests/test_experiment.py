@@ -21,6 +21,7 @@ from assay import get_recipe, run_experiment, runs
 from assay.config import Experiment, TaskConfig, to_dict
 from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
+from assay.types import Progress
 
 ARMS = ["offline", "online_teacher", "online_student"]
 
@@ -205,9 +206,9 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
 @pytest.mark.parametrize(
     ("moment", "how"),
     [
-        ("stage1/oracle-*.parquet", signal.SIGKILL),
+        pytest.param("stage1/oracle-*.parquet", signal.SIGKILL, marks=pytest.mark.slow),
         ("arms/*/checkpoints/step-*", signal.SIGKILL),
-        ("arms/*/probe/00000001.parquet", signal.SIGINT),
+        pytest.param("arms/*/probe/00000001.parquet", signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Path, moment: str, how: int) -> None:
@@ -296,13 +297,24 @@ def test_the_callers_own_processes_are_left_alone(tmp_path: Path) -> None:
         child.kill()
 
 
+def begun_with_an_arm_that_will_fail(experiment: Experiment, folder: Path) -> Experiment:
+    """Interrupts a run of two arms before its stage 1, and damages the log of the first."""
+    failing = dataclasses.replace(experiment.arms[0], name="failing")
+    experiment = dataclasses.replace(experiment, arms=(failing, experiment.arms[0]))
+
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(experiment, folder, interrupt)
+    (folder / "arms" / "failing").mkdir(parents=True)
+    (folder / "arms" / "failing" / "metrics.jsonl").write_text("damaged\n")
+    return experiment
+
+
 def test_an_arm_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
-    sources = (dataclasses.replace(get_recipe("quickstart").arms[0].sources[0], writer="dataset"),)
-    failing = dataclasses.replace(get_recipe("quickstart").arms[0], name="failing", sources=sources)
-    experiment = small(num_steps=6)
-    distillation = dataclasses.replace(experiment.distillation, num_prompts=32, completions_per_prompt=2)
-    experiment = dataclasses.replace(experiment, distillation=distillation, arms=(failing, experiment.arms[0]))
-    with pytest.raises(AssayError, match="arm 'failing': a data set has one reference"):
+    experiment = begun_with_an_arm_that_will_fail(small(num_steps=6), tmp_path)
+    with pytest.raises(AssayError, match=r"arms/failing/metrics\.jsonl"):
         run_experiment(experiment, tmp_path)
     assert [arm["source"] for arm in summary_of(tmp_path)["arms"]] == ["offline"]
     assert (tmp_path / "report.html").exists()
@@ -354,6 +366,7 @@ def test_an_encoder_decoder_world_runs_to_its_report_and_resumes_nothing_when_fi
     assert run_experiment(experiment, tmp_path).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_the_dials_of_a_world_act_as_their_names_say(tmp_path: Path) -> None:
     """A larger teacher is nearer to the oracle, a larger student starts nearer; no passes of SFT leave a base alone."""
 

@@ -149,6 +149,7 @@ def short(seed: int = 7) -> Experiment:
     return dataclasses.replace(experiment, arms=experiment.arms[:1])
 
 
+@pytest.mark.slow
 def test_a_study_goes_from_its_runs_to_its_files(tmp_path: Path) -> None:
     study = STUDIES["fig6"]
     experiments = experiments_of(study, {"quickstart": short()}, [7, 8])

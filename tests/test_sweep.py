@@ -26,7 +26,7 @@ from assay.recipes import sweeps
 from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, experiments_of
 from assay.sweep import arm_key, cells, run_folder, run_sweep, stage_one_key
-from test_experiment import small, summary_of
+from test_experiment import begun_with_an_arm_that_will_fail, small, summary_of
 
 
 def tiny(seed: int = 7, arms: int = 2, num_steps: int = 5) -> Experiment:
@@ -111,14 +111,12 @@ def test_keys_tell_what_may_be_shared() -> None:
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = dataclasses.replace(tiny(arms=1), task=TaskConfig(name="absent"))
-    sources = (dataclasses.replace(tiny().arms[0].sources[0], writer="dataset"),)
-    failing = dataclasses.replace(tiny().arms[0], name="failing", sources=sources)
-    twice = dataclasses.replace(tiny(), distillation=dataclasses.replace(tiny().distillation, completions_per_prompt=2))
-    half = dataclasses.replace(twice, arms=(failing, tiny().arms[0]))
+    half = dataclasses.replace(tiny(), arms=(dataclasses.replace(tiny().arms[0], name="failing"), tiny().arms[0]))
+    begun_with_an_arm_that_will_fail(tiny(), run_folder(half, tmp_path))
     failures = run_sweep([bad, half, tiny(arms=1)], tmp_path)
     assert set(failures) == {run_folder(bad, tmp_path).name, run_folder(half, tmp_path).name}
     assert "unknown task 'absent'" in failures[run_folder(bad, tmp_path).name]
-    assert "arm 'failing': a data set has one reference" in failures[run_folder(half, tmp_path).name]
+    assert "arms/failing/metrics.jsonl" in failures[run_folder(half, tmp_path).name]
     assert [arm["source"] for arm in summary_of(run_folder(half, tmp_path))["arms"]] == ["offline"]
     assert runs.read_json(run_folder(half, tmp_path) / "manifest.json")["status"] != "finished"
     assert runs.read_json(run_folder(tiny(arms=1), tmp_path) / "manifest.json")["status"] == "finished"
