@@ -151,6 +151,17 @@ ARMS: dict[str, ArmConfig] = {
 """The paper's three data sources."""
 
 
+def fresh_arm(percent: int) -> ArmConfig:
+    """So many percent of every batch are fresh responses of the teacher, the others stored ones."""
+    sources = (SourceConfig("teacher", weight=100.0 - percent), SourceConfig("teacher", 1, weight=float(percent)))
+    return ArmConfig(f"fresh_{percent}", sources)
+
+
+def refresh_arm(num_passes: int) -> ArmConfig:
+    """Every stored response of the teacher is written anew after so many passes."""
+    return ArmConfig(f"refresh_{num_passes}", (SourceConfig("teacher", num_passes),))
+
+
 @dataclass(frozen=True)
 class DistillationConfig:
     """Stage 2: the diversity dials and the training loop, common to all arms.

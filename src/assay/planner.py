@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import nnls
 
-from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.config import ARMS, ArmConfig, Experiment, fresh_arm, refresh_arm
 from assay.errors import AssayError
 from assay.footprint import FLOAT_BYTES
 from assay.scaling_law import Exposure, Law, Prediction
@@ -75,11 +75,9 @@ class Option:
         if self.refresh_every == 1:
             return ARMS["online_teacher"]
         if self.refresh_every is not None:
-            return ArmConfig(f"refresh_{self.refresh_every}", (SourceConfig("teacher", self.refresh_every),))
+            return refresh_arm(self.refresh_every)
         if self.fresh_percent:
-            stored = SourceConfig("teacher", weight=100.0 - self.fresh_percent)
-            fresh = SourceConfig("teacher", 1, weight=float(self.fresh_percent))
-            return ArmConfig(f"fresh_{self.fresh_percent}", (stored, fresh))
+            return fresh_arm(self.fresh_percent)
         return ARMS["offline"]
 
     def of(self, world: Experiment) -> Experiment:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, config_hash
+from assay.config import ARMS, Experiment, config_hash, fresh_arm, refresh_arm
 from assay.recipes import get_recipe
 from assay.recipes.studies import ALL_WORLDS, STUDIES, experiments_of
 
@@ -38,14 +38,7 @@ def _of_set(prompts: float = 1, completions: int = 1, **training: object) -> Tur
 
 def _mixtures(world: Experiment) -> Experiment:
     """Some fresh responses in every batch, and stored ones that are written anew now and then."""
-    fresh = [
-        ArmConfig(
-            f"fresh_{percent}",
-            (SourceConfig(weight=100.0 - percent), SourceConfig("teacher", 1, weight=float(percent))),
-        )
-        for percent in (10, 50)
-    ]
-    return dataclasses.replace(world, arms=(*fresh, ArmConfig("refresh_10", (SourceConfig("teacher", 10),))))
+    return dataclasses.replace(world, arms=(fresh_arm(10), fresh_arm(50), refresh_arm(10)))
 
 
 def _random_student(world: Experiment) -> Experiment:

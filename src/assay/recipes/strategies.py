@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.config import ARMS, ArmConfig, Experiment, fresh_arm, refresh_arm
 from assay.recipes.cures import ANCHOR_WEIGHT, anchored, cures
 from assay.recipes.diversity import diversity
 from assay.recipes.policies import POLICY_ARMS
@@ -50,15 +50,8 @@ def strategies(world: Experiment) -> Strategies:
 
 
 def _fresh_arms() -> Sequence[ArmConfig]:
-    mixed = [
-        ArmConfig(
-            f"fresh_{percent}",
-            (SourceConfig("teacher", weight=100.0 - percent), SourceConfig("teacher", 1, weight=float(percent))),
-        )
-        for percent in FRESH_PERCENT
-    ]
-    rewritten = [ArmConfig(f"refresh_{n}", (SourceConfig("teacher", n),)) for n in REFRESH]
-    return [*mixed, *rewritten, ARMS["online_teacher"], ARMS["online_student"]]
+    fixed = [*map(fresh_arm, FRESH_PERCENT), *map(refresh_arm, REFRESH)]
+    return [*fixed, ARMS["online_teacher"], ARMS["online_student"]]
 
 
 def _only(experiment: Experiment) -> tuple[Experiment, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from assay import findings, study_report
-from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.config import ARMS, Experiment, fresh_arm, refresh_arm
 from assay.errors import AssayError
 from assay.findings import Shape
 from assay.study_report import Draw
@@ -118,19 +118,13 @@ def teacher_quality(world: Experiment) -> dict[str, Experiment]:
 
 def online_fraction(world: Experiment) -> dict[str, Experiment]:
     """Every batch has 0, 5, 10, 25, 50 or 100 % fresh teacher responses, the rest stored ones."""
-    mixed = [
-        ArmConfig(
-            f"fresh_{percent}",
-            (SourceConfig("teacher", weight=100.0 - percent), SourceConfig("teacher", 1, weight=float(percent))),
-        )
-        for percent in (5, 10, 25, 50)
-    ]
+    mixed = [fresh_arm(percent) for percent in (5, 10, 25, 50)]
     return {"fractions": dataclasses.replace(world, arms=(ARMS["offline"], *mixed, ARMS["online_teacher"]))}
 
 
 def refresh(world: Experiment) -> dict[str, Experiment]:
     """Stored responses are written anew every 10, 5, 2 or 1 passes, or never."""
-    arms = [ArmConfig(f"refresh_{n}", (SourceConfig("teacher", n),)) for n in (10, 5, 2)]
+    arms = [refresh_arm(n) for n in (10, 5, 2)]
     return {"intervals": dataclasses.replace(world, arms=(ARMS["offline"], *arms, ARMS["online_teacher"]))}
 
 
