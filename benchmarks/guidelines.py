@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cures import CLOSE_NATS, CLOSE_SHARE, DESIGN_WORLD, HELD_OUT, SEEDS, load, policy_rows, rows_of
+from cures import CLOSE_NATS, CLOSE_SHARE, DESIGN_WORLD, HELD_OUT, SEEDS, Curve, Key, load, policy_rows, rows_of
 
 from assay import runs
 from assay.report.tables import to_markdown
@@ -23,6 +23,7 @@ from assay.report.words import brackets, nats
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "docs" / "guidelines.md"
+Curves = Mapping[Key, Curve]
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def sureness(row: Mapping[str, Any]) -> str:
     return f"not shown: {count}"
 
 
-def advice_rows() -> list[dict[str, str]]:
+def advice_rows(curves: Curves) -> list[dict[str, str]]:
     """One row per strategy that is in the table of cures, the best first."""
     words = {advice.strategy: advice for advice in ADVICE}
-    found = [row for row in rows_of(load()) if row["strategy"] != "offline"]
+    found = [row for row in rows_of(curves) if row["strategy"] != "offline"]
     return [
         {
             "do": words[row["strategy"]].do,
@@ -101,12 +102,11 @@ def advice_rows() -> list[dict[str, str]]:
     ]
 
 
-def first_line() -> str:
+def first_line(curves: Curves) -> str:
     """What to do first, and where it does not help, with the numbers of the table and its controls."""
-    curves = load()
     rows = {row["strategy"]: row for row in rows_of(curves)}
     both, alone, online = (rows[name] for name in ("completions_x8_anchored", "anchor", "online_teacher"))
-    random, (start, offline, anchored) = "a random student", control("a random student")
+    random, (start, offline, anchored) = "a random student", control(curves, "a random student")
     return (
         f"A KL anchor to the student's start costs no token and buys {nats(-alone['end'].value)} nats; with eight "
         f"stored responses per prompt it buys {nats(-both['end'].value)}, more than fresh responses all the time "
@@ -116,16 +116,15 @@ def first_line() -> str:
     )
 
 
-def control(name: str) -> tuple[float, float, float]:
+def control(curves: Curves, name: str) -> tuple[float, float, float]:
     """Golden at the start, and at the end without and with an anchor, in a control."""
-    curves = load()
     offline, anchored = (curves[name, SEEDS[0], strategy] for strategy in ("offline", "anchor"))
     return float(offline.golden_S[0]), float(offline.end_P.mean()), float(anchored.end_P.mean())
 
 
-def policy_line() -> str:
+def policy_line(curves: Curves) -> str:
     """The policy against the best fixed strategy, in a sentence."""
-    rows = [row for row in policy_rows(load()) if row["world"] != DESIGN_WORLD]
+    rows = [row for row in policy_rows(curves) if row["world"] != DESIGN_WORLD]
     close, safe = sum(row["close"] for row in rows), sum(row["never_worse"] for row in rows)
     tokens = sorted(row["tokens"] for row in rows)
     return (
@@ -165,6 +164,7 @@ def detector_line() -> str:
 
 def write() -> None:
     """Writes docs/guidelines.md."""
+    curves = load()
     text = [
         "# Guidelines",
         "",
@@ -178,14 +178,14 @@ def write() -> None:
         "",
         "## In short",
         "",
-        f"- **First.** {first_line()}",
+        f"- **First.** {first_line(curves)}",
         f"- **Watch.** {detector_line()}",
-        f"- **Act.** {policy_line()}",
+        f"- **Act.** {policy_line(curves)}",
         f"- **Plan.** {planner_line()}",
         "",
         "## All that was tried",
         "",
-        *to_markdown(advice_rows()),
+        *to_markdown(advice_rows(curves)),
         "",
     ]
     runs.write_text(OUT, "\n".join(text))

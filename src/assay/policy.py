@@ -64,7 +64,7 @@ class Policy:
         if self.arm.alarm != "detector":
             self.is_alarmed = self._lateness() >= PATIENCE
         else:
-            self.is_alarmed = score is not None and self.detector.is_flagged()
+            self.is_alarmed = self.detector.is_flagged
         return score
 
     def decide(self, score: float | None, supply: Supply | None, can_be_fresh: bool) -> Action | None:
@@ -73,7 +73,7 @@ class Policy:
         ``supply`` is None for an arm without a stored source of a model's responses.
         """
         if self.arm.policy == "stop" and self.is_alarmed:
-            return self._back("stop", f"the alarm of {self.arm.alarm}")
+            return self._back("stop", f"alarm: {self.arm.alarm}")
         worse = score is not None and score >= EVEN_ODDS and score > self._score_then
         if self.arm.policy != "auto" or not worse:
             return None

@@ -145,6 +145,8 @@ class Detector:
     def __init__(self, calibration: Calibration | None = None) -> None:
         self.calibration = calibration or shipped()
         self._records: list[dict[str, float]] = []
+        self.is_flagged = False
+        """Whether the score was at or above its threshold at the last update, as in ``diagnose``."""
 
     def update(self, record: Mapping[str, Any]) -> float | None:
         """Takes one evaluation (``step``, ``proxy``, any other of ``trajectory.COLUMNS``); returns the score so far.
@@ -167,16 +169,13 @@ class Detector:
             )
         self._records.append({name: float(value) for name, value in known.items()})
         if len(self._records) < curves.MIN_POINTS:
+            self.is_flagged = False
             return None
         log = self.trajectory.binned()
         values = {code: None if code == LAW else check.measure(log) for code, check in CHECKS.items()}
-        return score_of(values, self.calibration)[1]
-
-    def is_flagged(self) -> bool:
-        """Whether the score of the records so far is at or above its threshold, as in ``diagnose``."""
-        log = self.trajectory.binned()
-        values = {code: None if code == LAW else check.measure(log) for code, check in CHECKS.items()}
-        return _is_flagged(len(log), *score_of(values, self.calibration), self.calibration)
+        tier, score = score_of(values, self.calibration)
+        self.is_flagged = _is_flagged(len(log), tier, score, self.calibration)
+        return score
 
     def forget_after(self, step: float) -> None:
         """Drops the records after ``step``: the student has gone back to it."""
