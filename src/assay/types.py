@@ -7,6 +7,7 @@ Axis letters, used as suffixes (``log_p_NV``):
 ``T``  positions of a sequence
 ``N``  response tokens of a whole batch: sequence after sequence, no padding in between
 ``V``  vocabulary entries
+``K``  listed tokens: the most probable ones of the vocabulary
 ``H``  hidden features
 ``S``  evaluations along a run (steps)
 ``P``  prompts of the probe
@@ -74,11 +75,25 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class TopK:
+    """The teacher's most probable next tokens at every response token, and the mass of all others as one bucket.
+
+    ``token_ids_NK`` are the listed tokens, ``log_p_NK`` their log-probabilities (nats), ``log_tail_N`` the logarithm
+    of the mass that is on no listed token: −∞ where every token of the vocabulary is listed. A row that lists fewer
+    tokens than others repeats its first token with log-probability −∞.
+    """
+
+    token_ids_NK: Tensor
+    log_p_NK: Tensor
+    log_tail_N: Tensor
+
+
+@dataclass(frozen=True)
 class Sample:
     """The teacher gives text only: the response itself is all it says. Serves ``hard_labels`` alone."""
 
 
-TeacherSignal = Dense | Sample
+TeacherSignal = Dense | TopK | Sample
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,10 @@ class Batch:
         if isinstance(signal, Dense):
             first = sum(self.lengths[:start])
             signal = Dense(signal.log_p_NV[first : first + sum(self.lengths[start:stop])])
+        elif isinstance(signal, TopK):
+            first = sum(self.lengths[:start])
+            rows_N = slice(first, first + sum(self.lengths[start:stop]))
+            signal = TopK(signal.token_ids_NK[rows_N], signal.log_p_NK[rows_N], signal.log_tail_N[rows_N])
         return Batch(self.prompt_ids[start:stop], self.response_ids[start:stop], signal)
 
 
