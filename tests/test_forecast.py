@@ -37,7 +37,7 @@ from assay.models.sizes import PUBLIC, size_of
 from assay.recipes.scales import SCALES
 from assay.training import save_model
 from assay.types import Batch, Prompt, Response
-from assay.workload import arm_work, model_names, num_evaluations, stage_one_work
+from assay.workload import arm_work, num_evaluations, stage_one_work
 from test_experiment import small
 from tiny_models import gpt2, llama, t5
 
@@ -218,7 +218,7 @@ def test_more_teachers_cost_their_share_of_everything() -> None:
         before.arms,
     )
     works = [stage_one_work(one), *(arm_work(one, arm) for arm in one.arms)]
-    others = {role: size_of(name) for role, name in model_names(one).items() if role != "teacher"}
+    others = {role: size_of(name) for role, name in one.models.names.items() if role != "teacher"}
     of_teacher = before.flops - sum(work.flops(one, others) for work in works)  # type: ignore[operator, misc, arg-type]
     assert after.flops == before.flops + 2 * of_teacher  # type: ignore[operator]
     weights = 4 * size.num_parameters

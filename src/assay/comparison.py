@@ -191,19 +191,23 @@ class _Arm:
     def conditions(self) -> dict[str, Any]:
         """What golden and, with the last two, proxy were measured on; None where the files do not tell.
 
+        Where references are the truth, they take the place of the oracle's responses.
         Texts are compared themselves, whatever corpus they came from. A text does not say where its prompt was cut,
         so the limits count too.
         """
         digests, config = self.run.manifest["digests"], flat(self.run.manifest["config"])
-        prompts = set(self.final("golden")[0])
-        answers = {writer: self._answers(writer, prompts) for writer in ("oracle", "teacher")}
+        prompts, truth = set(self.final("golden")[0]), self.run.summary["truth"]
+        answers = {
+            "oracle": self._answers("oracle" if truth == "oracle" else "dataset", prompts),
+            "teacher": self._answers("teacher", prompts),
+        }
         limits = [config.get(f"task.{key}") for key in ("template", "max_prompt_tokens")]
         drawn_with = [self.row.seed, config.get("task.max_response_tokens")]
         return {
             "prompts": [sorted(prompts), limits],
-            "oracle": digests.get("oracle"),
+            "oracle": digests.get("oracle") if truth == "oracle" else truth,
             "oracle responses": answers["oracle"] and [answers["oracle"], drawn_with],
-            "teacher": digests.get("teacher_after_sft"),
+            "teacher": digests.get("teacher_after_sft" if truth == "oracle" else "teacher"),
             "teacher responses": answers["teacher"] and [answers["teacher"], drawn_with],
         }
 
@@ -233,6 +237,8 @@ def _read_runs(folders: Sequence[Path]) -> tuple[dict[str, Run], list[str]]:
             unfinished.append(name)
             continue
         runs[name] = run = read_run(directory)
+        if run.summary["truth"] is None:
+            raise AssayError(f"{directory} has no truth to compare by: give its prompts references, and run it again")
         finished = {entry["source"] for entry in run.summary["arms"]}
         unfinished += [visible(f"{name}/{arm}") for arm in run.arm_names if arm not in finished]
     return runs, unfinished

@@ -35,19 +35,35 @@ class TaskConfig:
 class ModelsConfig:
     """The three roles: names of embedded bases, local checkpoint folders, or hub ids.
 
-    One tokenizer serves all three (the oracle's). ``teacher_is_oracle`` makes the oracle itself the teacher
-    (control). ``student_initialisation`` "random" draws the student's weights instead of loading them (control).
-    ``num_teachers`` above 1: so many teachers from one base, each fine-tuned on a bootstrap resample of the oracle's
-    responses of its own, are the teacher together: the mean of their next-token laws.
+    One tokenizer serves all of them: the oracle's. ``oracle`` None is a run without one: there is no stage 1, teacher
+    and student begin as they are, the tokenizer is the student's, and the truth is what held-out references say, if
+    there are any. ``teacher`` None is a teacher that gives text only, its responses being a column of the prompts'
+    file (``task.responses``); it needs a run without an oracle.
+    ``teacher_is_oracle`` makes the oracle itself the teacher (control). ``student_initialisation`` "random" draws the
+    student's weights instead of loading them (control). ``num_teachers`` above 1: so many teachers from one base, each
+    fine-tuned on a bootstrap resample of the oracle's responses of its own, are the teacher together: the mean of their
+    next-token laws.
     """
 
-    oracle: str = "define-oracle"
-    teacher: str = "define-teacher"
+    oracle: str | None = "define-oracle"
+    teacher: str | None = "define-teacher"
     student: str = "define-student"
     teacher_is_oracle: bool = False
     num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
+
+    @property
+    def names(self) -> dict[Writer, str]:
+        """The models that a run loads, by their roles."""
+        teacher = self.oracle if self.teacher_is_oracle else self.teacher
+        roles: dict[Writer, str | None] = {"oracle": self.oracle, "teacher": teacher, "student": self.student}
+        return {role: name for role, name in roles.items() if name is not None}
+
+    @property
+    def tokenizer_home(self) -> str:
+        """The model whose tokenizer serves all."""
+        return self.student if self.oracle is None else self.oracle
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StageOneConfig:
-    """Oracle responses for supervised fine-tuning (SFT) of teacher and student; passes over them may be 0."""
+    """Oracle responses for supervised fine-tuning (SFT) of teacher and student; passes over them may be 0.
+
+    A run without an oracle has no stage 1 and leaves these numbers unused.
+    """
 
     num_oracle_prompts: int = 6000
     teacher_epochs: float = 2.0
@@ -190,7 +209,8 @@ class ProbeConfig:
     """What is measured, how often. Evaluations are at step 0 and at geometrically spaced steps up to the end.
 
     Golden and proxy use all ``num_prompts`` held-out prompts; the monitors (human references, distance from the
-    start, free-running samples) the first ``num_monitored`` of them.
+    start, free-running samples) the first ``num_monitored`` of them. Without an oracle the references of all of them
+    are scored: they are the truth then.
     """
 
     num_prompts: int = 384

@@ -150,9 +150,9 @@ def top_overlap(log_p_NV: Tensor, log_q_NV: Tensor) -> float:
 class Probe:
     """Golden, proxy, train proxy and the monitors of one run, on frozen held-out prompts.
 
-    ``golden`` is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student) along teacher
-    responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to distillation
-    prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
+    ``golden``, where there is an oracle, is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student)
+    along teacher responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to
+    distillation prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
     ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
     responses of the student as it was before distillation.
     """
@@ -166,15 +166,16 @@ class Probe:
         proxy = next(s for s in sets if s.metric == "proxy")
         assert proxy.walker is not None
         self._teacher_entropy = proxy.against(proxy.walker)[1]["entropy_nats_per_token"]
-        self.free_prompts = next(s for s in sets if s.metric == "golden").prompts[: config.num_monitored]
+        self.free_prompts = proxy.prompts[: config.num_monitored]
+        self.has_references = any(s.metric == "reference_nll" for s in sets)
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
         started = time.perf_counter()
         per_prompt: list[PerPrompt] = []
-        # a task without references has no value, which is not 0 and not a missing column
+        # a run without an oracle, or a task without references, has no value, which is not 0 and not a missing column
         means: dict[str, float | None] = dict.fromkeys(
-            f"reference_nll_{u}" for u in ("nats", "stderr", "nats_per_token")
+            f"{metric}_{u}" for metric in ("golden", "reference_nll") for u in ("nats", "stderr", "nats_per_token")
         )
         for frozen in self.sets:
             values, company = frozen.against(student)
@@ -235,21 +236,24 @@ def build_probe(
     max_response_tokens: int,
     seed: int,
 ) -> Probe:
-    """The probe of one arm. ``models`` holds oracle, teacher and, as "student", the student's frozen start.
+    """The probe of one arm. ``models`` holds teacher, as "student" the student's frozen start, and any oracle.
 
-    ``responses`` are the held-out responses of the three writers; ``train_pairs`` the distillation prompts with
-    the teacher responses that the train proxy walks on.
+    ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
+    the teacher responses that the train proxy walks on. Without an oracle there is no golden, and the references of
+    all held-out prompts are scored: −log student of them is golden, up to a constant, with references as the truth.
     """
     monitored = config.num_monitored
     sets = [
-        FrozenSet("golden", held_out, responses["oracle"], models["oracle"]),
         FrozenSet("proxy", held_out, responses["teacher"], models["teacher"]),
         FrozenSet("train_proxy", *train_pairs, models["teacher"]),
         FrozenSet("kl_from_start", held_out[:monitored], responses["student"][:monitored], models["student"]),
     ]
-    with_reference = [prompt for prompt in held_out[:monitored] if prompt.reference_ids]
+    if "oracle" in models:
+        sets.insert(0, FrozenSet("golden", held_out, responses["oracle"], models["oracle"]))
+    asked = held_out[:monitored] if "oracle" in models else held_out
+    with_reference = [prompt for prompt in asked if prompt.reference_ids]
     if with_reference:
-        eos = models["oracle"].eos_token_id
+        eos = models["student"].eos_token_id
         references = [
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,30 @@ _RESULTS = ("metrics.jsonl", "probe.parquet", "responses.parquet", "summary.json
 
 NUM_SHARDS = 2
 """Parts that the oracle's answers are written in; fixed, so that a run does not depend on the number of cores."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Jobs (stage function, arguments) that may run side by side; ``digests`` name the digests that they return."""
+
+    name: str
+    jobs: list[tuple[Any, ...]]
+    digests: tuple[str, ...] = ()
+
+
+def before_the_arms(experiment: Experiment) -> list[Part]:
+    """Stage 1, part after part; without an oracle only everyone's answers to the held-out prompts."""
+    if experiment.models.oracle is None:
+        roles = tuple(experiment.models.names)
+        return [Part("held_out", [("answer_held_out", role) for role in roles], roles)]
+    return [
+        Part("oracle_responses", [("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)]),
+        Part(
+            "sft",
+            [("fine_tune", role, NUM_SHARDS) for role in ("teacher", "student")],
+            ("teacher_after_sft", "student_after_sft"),
+        ),
+    ]
 
 
 def run_experiment(experiment: Experiment, folder: Path, listener: Listener = lambda progress: None) -> Path:
@@ -73,12 +98,10 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
     with _Workers(experiment, folder, listener) as pool:
         with timed("check_models"):
             provenance.pin_digests(manifest, pool.run([("check_models",)])[0])
-        with timed("oracle_responses"):
-            pool.run([("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)])
-        with timed("sft"):
-            roles = ("teacher", "student")
-            digests = pool.run([("fine_tune", role, NUM_SHARDS) for role in roles])
-            manifest["digests"] |= {f"{role}_after_sft": digest for role, digest in zip(roles, digests, strict=True)}
+        for part in before_the_arms(experiment):
+            with timed(part.name):
+                found = pool.run(part.jobs)
+                manifest["digests"] |= dict(zip(part.digests, found, strict=bool(part.digests)))
         with timed("arms"):
             # longest first, so that no core idles at the end: an offline arm samples only once
             arms = sorted(experiment.arms, key=lambda arm: all(s.refresh_every is None for s in arm.sources))

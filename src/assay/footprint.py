@@ -37,14 +37,15 @@ TOKENIZER_BYTES, PROBE_ROW_BYTES, TABLE_BYTES, REPORT_BYTES, LOSS_BYTES = 64, 24
 
 def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
     """The peak of the largest stage that a worker process runs, each process being one stage at a time."""
-    oracle, stage = sizes["oracle"], experiment.stage_one
-    answers = oracle.num_parameters * FLOAT_BYTES + _decoding(experiment, oracle, SAMPLING_BATCH_SIZE)
-    peaks = [answers, FLOAT_BYTES * sum(size.num_parameters for size in sizes.values())]
-    for role in ("teacher", "student"):
+    oracle, stage = sizes.get("oracle"), experiment.stage_one
+    peaks = [FLOAT_BYTES * sum(size.num_parameters for size in sizes.values())]
+    if oracle is not None:
+        peaks.append(oracle.num_parameters * FLOAT_BYTES + _decoding(experiment, oracle, SAMPLING_BATCH_SIZE))
+    for role in sizes.keys() - {"oracle"}:
         weights = sizes[role].num_parameters * FLOAT_BYTES
-        if sft_steps(experiment, role):
+        if oracle is not None and sft_steps(experiment, role):
             peaks.append(TRAINED_COPIES * weights + _training_step(experiment, sizes[role], stage.batch_size))
-        others = oracle.num_parameters * FLOAT_BYTES if role == "teacher" else 0
+        others = oracle.num_parameters * FLOAT_BYTES if oracle is not None and role == "teacher" else 0
         whole = whole_role(experiment, role, sizes[role])
         both = weights + whole.num_parameters * FLOAT_BYTES
         peaks.append(both + others + _decoding(experiment, whole, SAMPLING_BATCH_SIZE))
@@ -52,15 +53,15 @@ def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
 
 
 def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
-    """Three frozen models (the student's start is one), the trained student, what is remembered, and one step.
+    """The frozen models (the student's start is one), the trained student, what is remembered, and one step.
 
     An anchor keeps the start once more; an average, or the student that low-rank updates are merged into, is a copy.
     """
     sizes = {role: whole_role(experiment, role, size) for role, size in sizes.items()}
-    oracle, teacher, student = sizes["oracle"], sizes["teacher"], sizes["student"]
+    student = sizes["student"]
     probe, training = experiment.probe, experiment.distillation.training
     num_tokens = experiment.task.max_response_tokens
-    frozen = oracle.num_parameters + teacher.num_parameters + student.num_parameters
+    frozen = sum(size.num_parameters for size in sizes.values())
     copies = TRAINED_COPIES + (training.anchor_weight > 0) + _has_learner(training)
     weights = (frozen + copies * student.num_parameters) * FLOAT_BYTES
     scored = [
@@ -77,15 +78,15 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         role: size.vocab_size if size.vocab_size <= DENSE_VOCABULARY_LIMIT else size.hidden_size
         for role, size in sizes.items()
     }
-    caches = sum(count * num_tokens * width[role] for role, count in remembered.items()) * FLOAT_BYTES
+    caches = sum(remembered[role] * num_tokens * width[role] for role in sizes) * FLOAT_BYTES
     signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
     micro_batch = math.ceil(training.batch_size / training.num_micro_batches)
-    writers = [sizes[source.writer] for source in arm.sources if is_sampled(source)]
+    writers = [sizes[source.writer] for source in arm.sources if is_sampled(source) and source.writer in sizes]
     largest_step = max(
         _training_step(experiment, student, micro_batch) + signal,
         *(_scoring(experiment, size) for size in sizes.values()),
         *(_decoding(experiment, size, training.batch_size) for size in writers),
-        _decoding(experiment, teacher, probe.num_train_pairs),
+        *(_decoding(experiment, size, probe.num_train_pairs) for role, size in sizes.items() if role == "teacher"),
         _decoding(experiment, student, min(probe.num_monitored, SAMPLING_BATCH_SIZE)),
     )
     return weights + caches + largest_step
@@ -147,7 +148,7 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
     state_row = 8 * task.max_response_tokens + 56
     times = num_evaluations(experiment)
     total = REPORT_BYTES
-    for role in ("teacher", "student"):
+    for role in ("teacher", "student") if experiment.models.oracle is not None else ():
         if role == "teacher" and experiment.models.teacher_is_oracle:
             continue
         weights = sizes[role].num_parameters * FLOAT_BYTES
@@ -155,7 +156,8 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         total += number * (weights + TOKENIZER_BYTES * sizes[role].vocab_size)
         if sft_steps(experiment, role):
             total += number * (3 * weights + experiment.stage_one.num_oracle_prompts * state_row)
-    num_responses = experiment.stage_one.num_oracle_prompts + 4 * probe.num_prompts
+    num_oracle_prompts = experiment.stage_one.num_oracle_prompts if experiment.models.oracle is not None else 0
+    num_responses = num_oracle_prompts + 4 * probe.num_prompts
     evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
     weights = sizes["student"].num_parameters * FLOAT_BYTES
     for arm in experiment.arms:

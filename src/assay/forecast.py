@@ -17,7 +17,7 @@ from assay.config_file import from_dict
 from assay.footprint import disk_bytes, memory_bytes
 from assay.models.sizes import ModelSize, size_of
 from assay.types import Writer
-from assay.workload import Work, arm_work, model_names, responses_counted, stage_one_work
+from assay.workload import Work, arm_work, responses_counted, stage_one_work
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def forecast(experiment: Experiment) -> Forecast:
     num_tokens = experiment.task.max_response_tokens
     arms = tuple(_arm_forecast(experiment, arm) for arm in experiment.arms)
     counts = (arms, total.num_written * num_tokens, total.num_trained * num_tokens, total.num_scored * num_tokens)
-    names = model_names(experiment)
+    names = experiment.models.names
     found: dict[Writer, ModelSize | None] = {role: size_of(name) for role, name in names.items()}
     sizes: dict[Writer, ModelSize] = {role: size for role, size in found.items() if size is not None}
     if len(sizes) < len(found):

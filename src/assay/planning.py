@@ -32,7 +32,7 @@ from assay.scaling_law import fit, shipped
 from assay.sweep import run_folder, run_sweep
 from assay.validation import validate
 from assay.workers import num_workers
-from assay.workload import model_names, responses_counted
+from assay.workload import responses_counted
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def plan(request: Request, folder: Path, workers: int | None, listener: Callable
 def _scale_out(request: Request, measured: Rates, workers: int | None) -> ScaleOut | None:
     if request.tokens is None:
         return None
-    size = size_of(model_names(request.world)["teacher"])
+    size = size_of(request.world.models.names["teacher"])
     vocabulary = None if size is None else size.vocab_size
     return scale_out(request.tokens, request.world, measured, vocabulary, num_workers(workers), request.price_per_hour)
 

@@ -39,6 +39,16 @@ class Supply:
     rows_left: float
 
 
+def as_a_log(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the detector may see of a record of metrics.jsonl: all that a run without an oracle has too."""
+    columns = {
+        "proxy": "proxy_nats",
+        "train_proxy": "train_proxy_nats",
+        "reference_nll": "reference_nll_nats",
+    }
+    return {"step": record["step"], **{name: record[column] for name, column in columns.items()}}
+
+
 class Policy:
     """Watches an arm's evaluations and decides; ``update`` with each of them, in order.
 

@@ -63,9 +63,7 @@ def print_verdicts(folder: Path) -> None:
     run = read_run(folder)
     console = Console(highlight=False, emoji=False)
     print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
-    console.print(
-        "start → best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher"
-    )
+    console.print(f"start → best → end in nats per sequence, on held-out prompts; {_legend(run.summary['truth'])}")
     for arm in run.summary["arms"]:
         for text in _policy_lines(arm):
             console.print(escape(f"{readable(visible(arm['source']))}: {text}"))
@@ -74,6 +72,15 @@ def print_verdicts(folder: Path) -> None:
     share = probe_share(run)
     if share is not None:
         console.print(f"probe: {share:.0%} of the run's computing")
+
+
+def _legend(truth: str | None) -> str:
+    golden = {
+        "oracle": "golden: to the oracle",
+        "references": "golden up to a constant: −log student of the held-out references",
+        None: "golden: unknown, there is no truth; the verdict is the detector's",
+    }
+    return f"{golden[truth]}; proxy: to the teacher"
 
 
 def probe_share(run: Run) -> float | None:
@@ -94,7 +101,8 @@ def _verdict_cells(arm: Row) -> tuple[str, ...]:
     """Arm, verdict, hacking severity with its interval, golden and proxy, as rich markup."""
     hacking = f"{nats(arm['severity_hacking_nats'])} {brackets(arm['ci95_hacking'])}"
     curves = [
-        " → ".join(nats(arm[metric][key]) for key in ("initial", "best", "final")) for metric in ("golden", "proxy")
+        "–" if arm[metric] is None else " → ".join(nats(arm[metric][key]) for key in ("initial", "best", "final"))
+        for metric in ("golden", "proxy")
     ]
     # Rich takes brackets for markup, in names from files and in intervals alike.
     return tuple(map(escape, (readable(visible(arm["source"])), readable(arm["verdict"]), hacking, *curves)))
@@ -121,6 +129,7 @@ def _plain_lines() -> Callable[[types.Progress], None]:
 
 
 def _curves(progress: types.Progress) -> str:
-    if progress.golden_nats is None or progress.proxy_nats is None:
-        return ""
-    return f"golden {progress.golden_nats:.2f} proxy {progress.proxy_nats:.2f}"
+    golden, reference = progress.golden_nats, progress.reference_nll_nats
+    truth = {"golden": golden} if golden is not None else {"references": reference}
+    curves = truth | {"proxy": progress.proxy_nats}
+    return " ".join(f"{name} {value:.2f}" for name, value in curves.items() if value is not None)

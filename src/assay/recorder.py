@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from assay.data.store import responses_table
 from assay.errors import AssayError
 from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
 from assay.models.pretrained import PretrainedModel
-from assay.policy import Policy, Supply
+from assay.policy import Policy, Supply, as_a_log
 from assay.training import FitState, learning_rate_at, save_model
 from assay.types import Action, Progress
 
@@ -26,10 +26,11 @@ class Recorder:
     """Evaluates the student at the scheduled steps; handed to ``fit`` as ``before_step``.
 
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
-    keeps the student of the lowest golden so far in ``best``. A resumed arm drops what it had recorded beyond
-    its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on the records up
-    to it, without golden; ``action`` what the arm's policy made of it. While a policy may go back, ``kept`` holds the
-    student of every evaluation.
+    keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
+    likely, and without references the one that the detector recommends at the end. A resumed arm drops what it had
+    recorded beyond its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on
+    the records up to it, without golden; ``action`` what the arm's policy made of it. While a student may be gone back
+    to, ``kept`` holds that of every evaluation.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class Recorder:
         self.log = folder / "metrics.jsonl"
         self.records: list[dict[str, Any]] | None = None
         self.policy = Policy(arm)
-        self.keeps_students = arm.policy in ("stop", "auto")
+        self.has_oracle = experiment.models.oracle is not None
+        self.keeps_students = arm.policy in ("stop", "auto") or not (self.has_oracle or probe.has_references)
 
     def __call__(self, state: FitState, student: PretrainedModel) -> Action | None:
         """Evaluates if this step is due, and says where the arm stands; returns what the policy wants done."""
@@ -67,9 +69,15 @@ class Recorder:
             self.records.append(record)
         if state.step % 5 == 0 or state.step == self.training.num_steps:
             latest = self.records[-1]  # there is one: step 0 is always evaluated
-            curves = latest["golden_nats"], latest["proxy_nats"]
+            curves = latest["golden_nats"], latest["proxy_nats"], latest["reference_nll_nats"]
             self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
         return action
+
+    def recommended_step(self) -> int | None:
+        """The step whose student the detector would keep, where no truth was there to say it; else None."""
+        if self.has_oracle or self.probe.has_references:
+            return None
+        return int(self.policy.detector.diagnose().recommended_step)
 
     def _take_up(self, state: FitState) -> list[dict[str, Any]]:
         """The records of what the checkpoint has seen; an action at its very step that it lacks is decided again."""
@@ -81,7 +89,7 @@ class Recorder:
         runs.keep_records(self.log, is_past)
         records = runs.read_records(self.log)
         for record in records:
-            score = self.policy.update(_as_a_log(record))
+            score = self.policy.update(as_a_log(record))
             if record.get("action") is not None:
                 self.policy.carried_out(Action(**record["action"]), score)
         return records
@@ -96,11 +104,11 @@ class Recorder:
             ) from error
         state.seconds["probe"] = state.seconds.get("probe", 0.0) + self.probe.seconds - before
         self._write_tables(found, state.step)
-        golden = found.means["golden_nats"]
-        if all(golden <= record["golden_nats"] for record in self.records or ()):
+        truth = "golden_nats" if self.has_oracle else "reference_nll_nats"
+        if found.means[truth] is not None and all(found.means[truth] <= r[truth] for r in self.records or ()):
             runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
         record = self._identity(state) | found.means | self._expenses(state)
-        record["detector_score"] = score = self.policy.update(_as_a_log(record))
+        record["detector_score"] = score = self.policy.update(as_a_log(record))
         if self.keeps_students:
             runs.write_atomically(
                 self.folder / "kept" / f"step-{state.step:08d}", lambda path: save_model(student, path)
@@ -156,16 +164,6 @@ class Recorder:
         shown = self.probe.free_prompts[: len(found.samples)]
         samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
         runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
-
-
-def _as_a_log(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the detector may see of a record: all that a run without an oracle has too."""
-    columns = {
-        "proxy": "proxy_nats",
-        "train_proxy": "train_proxy_nats",
-        "reference_nll": "reference_nll_nats",
-    }
-    return {"step": record["step"], **{name: record[column] for name, column in columns.items()}}
 
 
 def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from assay import runs
 from assay.config import Experiment
+from assay.diagnostics.detector import Detector, Diagnosis
 from assay.diagnostics.verdict import (
     MIN_EVALUATIONS,
     MIN_PROMPTS,
@@ -22,7 +23,12 @@ from assay.diagnostics.verdict import (
     judge,
 )
 from assay.errors import AssayError
+from assay.policy import as_a_log
 from assay.statistics import Estimate, Interval, mean_estimate
+
+Truth = Literal["oracle", "references"]
+GOLDEN_METRIC: dict[Truth, str] = {"oracle": "golden", "references": "reference_nll"}
+"""The metric of the probe that is golden, by what the truth is; that of references is golden up to a constant."""
 
 
 def merge_arms(folder: Path, arms: Sequence[str]) -> None:
@@ -32,7 +38,7 @@ def merge_arms(folder: Path, arms: Sequence[str]) -> None:
     runs.write_text(folder / "metrics.jsonl", text)
     arm_folders = [folder / "arms" / arm for arm in arms]
     stage_one = folder / "stage1"
-    probe = [stage_one / "d_oracle_teacher.parquet"]
+    probe = sorted(stage_one.glob("d_oracle_teacher.parquet"))  # none without an oracle
     responses = [*sorted(stage_one.glob("oracle-*.parquet")), *sorted(stage_one.glob("held_out-*.parquet"))]
     for arm_folder in arm_folders:
         probe += sorted((arm_folder / "probe").glob("*.parquet"))
@@ -42,32 +48,57 @@ def merge_arms(folder: Path, arms: Sequence[str]) -> None:
 
 
 def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wall_seconds: float) -> None:
-    """Judges these arms and writes summary.json (schema assay.summary/1)."""
+    """Judges these arms and writes summary.json (schema assay.summary/1).
+
+    ``truth`` says what "golden" is in it: KL(oracle‖student) for "oracle"; −log student of the held-out references,
+    which is golden up to a constant, for "references"; nothing for None, where the detector gives the verdict.
+    """
     probe = runs.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
     kept = {arm: kept_step(folder, arm) for arm in arms}
+    truth = truth_of(experiment, probe)
     distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
-    golden_SP = per_prompt(probe, arms[0], "golden")[1]
-    proxy_SP = per_prompt(probe, arms[0], "proxy")[1]
+    start = {name: values_SP[0] for name, values_SP in _judged_curves(probe, arms[0], truth)[1].items()}
     summary = {
         "schema": "assay.summary/1",
         "unit": "nats_per_sequence",
         "task": experiment.task.name,
         "wall_seconds": wall_seconds,
+        "truth": truth,
         "references": {
-            "d_oracle_teacher": float(distance.mean()),
-            "golden_at_start": float(golden_SP[0].mean()),
-            "proxy_at_start": float(proxy_SP[0].mean()),
+            "d_oracle_teacher": float(distance.mean()) if truth == "oracle" else None,
+            "golden_at_start": float(start["golden"].mean()) if truth is not None else None,
+            "proxy_at_start": float(start["proxy"].mean()),
         },
         "arms": [
-            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm], kept[arm])
+            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm], truth, kept[arm])
             for arm in arms
         ],
         "comparisons": [
-            compare_with_online(probe, arm, online, kept) for arm, online in _offline_and_online(experiment, arms)
+            compare_with_online(probe, arm, online, truth, kept)
+            for arm, online in (_offline_and_online(experiment, arms) if truth is not None else ())
         ],
     }
     runs.write_json(folder / "summary.json", summary)
+
+
+def truth_of(experiment: Experiment, probe: pa.Table) -> Truth | None:
+    """What the truth of a run is: its oracle, else the held-out references where there are any."""
+    if experiment.models.oracle is not None:
+        return "oracle"
+    return "references" if len(probe.filter(pc.field("metric") == "reference_nll")) else None
+
+
+def _judged_curves(probe: pa.Table, arm: str, truth: Truth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Steps [S], and the values [S, P] of proxy and, where there is a truth, golden, on the same prompts."""
+    rows = probe.filter(pc.field("arm") == arm)
+    if truth == "references":  # not every prompt has one
+        answered = rows.filter(pc.field("metric") == "reference_nll")["prompt_id"].unique()
+        rows = rows.filter(pc.field("prompt_id").isin(answered))
+    curves = {"proxy": per_prompt(rows, arm, "proxy")} | (
+        {"golden": per_prompt(rows, arm, GOLDEN_METRIC[truth])} if truth is not None else {}
+    )
+    return curves["proxy"][0], {name: values_SP for name, (_, values_SP) in curves.items()}
 
 
 def per_prompt(probe: pa.Table, arm: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,30 +125,44 @@ def at_step(steps_S: np.ndarray, values_SP: np.ndarray, step: int | None) -> np.
 
 
 def summarise_arm(
-    probe: pa.Table, arm: str, seed: int, records: Sequence[dict[str, Any]], kept: int | None = None
+    probe: pa.Table,
+    arm: str,
+    seed: int,
+    records: Sequence[dict[str, Any]],
+    truth: Truth | None = "oracle",
+    kept: int | None = None,
 ) -> dict[str, Any]:
-    """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of."""
-    steps_S, golden_SP = per_prompt(probe, arm, "golden")
-    _, proxy_SP = per_prompt(probe, arm, "proxy")
-    verdict = judge(steps_S, golden_SP, proxy_SP)
+    """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of.
+
+    ``detector`` is what the detector says of the log alone; without a truth it is the verdict.
+    """
     if not records:
         raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
+    steps_S, curves = _judged_curves(probe, arm, truth)
+    detector = Detector()
+    for record in records:
+        detector.update(as_a_log(record))
+    diagnosis, golden_SP = detector.diagnose(), curves.get("golden")
     last = records[-1]
     final = last if kept is None else next(record for record in records if record["step"] == kept)
     return {
         "source": arm,
         "seed": seed,
-        "verdict": verdict.name,
-        "reason": verdict.reason,
-        **_severity_fields(verdict),
-        "smallest_detectable_nats": verdict.smallest_detectable_nats,
-        "onset_step": verdict.onset_step,
-        "best_step": verdict.best_step,
+        **(
+            _word_of_the_detector(diagnosis)
+            if golden_SP is None
+            else _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
+        ),
         "kept_step": final["step"],
         "alarm_step": next((record["step"] for record in records if record.get("alarm")), None),
         "actions": [{"step": record["step"], **record["action"]} for record in records if record.get("action")],
-        "golden": _curve_fields(steps_S, golden_SP, kept),
-        "proxy": _curve_fields(steps_S, proxy_SP, kept),
+        "detector": {
+            "verdict": diagnosis.verdict,
+            "score": diagnosis.score,
+            "recommended_step": diagnosis.recommended_step,
+        },
+        "golden": None if golden_SP is None else _curve_fields(steps_S, golden_SP, kept),
+        "proxy": _curve_fields(steps_S, curves["proxy"], kept),
         "train_proxy": {"final": final["train_proxy_nats"]},
         "generated_tokens": last["generated_tokens"],
         "teacher_tokens": last["teacher_tokens"],
@@ -125,7 +170,11 @@ def summarise_arm(
 
 
 def compare_with_online(
-    probe: pa.Table, arm: str, online: str, kept: Mapping[str, int | None] | None = None
+    probe: pa.Table,
+    arm: str,
+    online: str,
+    truth: Truth = "oracle",
+    kept: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """What an offline arm lost over an online arm on the same prompts at the same steps.
 
@@ -134,9 +183,9 @@ def compare_with_online(
     the students that they leave. Both paired over the held-out prompts.
     """
     kept = kept or {}
-    steps_S, golden_SP = per_prompt(probe, arm, "golden")
-    _, proxy_SP = per_prompt(probe, arm, "proxy")
-    online_steps_S, online_SP = per_prompt(probe, online, "golden")
+    steps_S, curves = _judged_curves(probe, arm, truth)
+    golden_SP, proxy_SP = curves["golden"], curves["proxy"]
+    online_steps_S, online_SP = per_prompt(probe, online, GOLDEN_METRIC[truth])
     final = compare_final(
         at_step(steps_S, golden_SP, kept.get(arm)), at_step(online_steps_S, online_SP, kept.get(online))
     )
@@ -159,23 +208,47 @@ def _offline_and_online(experiment: Experiment, finished: Sequence[str]) -> list
     return [(a, b) for a in finished for b in finished if not fresh[a] and fresh[b]]
 
 
-def _severity_fields(verdict: Verdict) -> dict[str, Any]:
+def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.name,
+        "reason": verdict.reason,
+        **_severity_fields(verdict),
+        "smallest_detectable_nats": verdict.smallest_detectable_nats,
+        "onset_step": verdict.onset_step,
+        "best_step": verdict.best_step,
+    }
+
+
+def _word_of_the_detector(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The same fields where nothing but the detector judges: it has no severity, and its best step is its advice."""
+    return {
+        "verdict": diagnosis.verdict,
+        "reason": f"no truth to judge by, so the detector's word: {'; '.join(diagnosis.reasons[:2])}",
+        **_severity_fields(None),
+        "smallest_detectable_nats": None,
+        "onset_step": None if diagnosis.onset_step is None else int(diagnosis.onset_step),
+        "best_step": int(diagnosis.recommended_step),
+    }
+
+
+def _severity_fields(verdict: Verdict | None) -> dict[str, Any]:
     def bounds(interval: Interval | None) -> list[float | None]:
         return [None, None] if interval is None else [interval.low, interval.high]
 
     def value(interval: Interval | None) -> float | None:
         return None if interval is None else interval.value
 
-    return {
-        "severity_nats": value(verdict.severity),
-        "ci95": bounds(verdict.severity),
-        "severity_hacking_nats": value(verdict.severity_hacking),
-        "ci95_hacking": bounds(verdict.severity_hacking),
-        "severity_overfitting_nats": value(verdict.severity_overfitting),
-        "ci95_overfitting": bounds(verdict.severity_overfitting),
-        "golden_rise_to_turn_nats": value(verdict.rise_to_turn),
-        "ci95_golden_rise_to_turn": bounds(verdict.rise_to_turn),
+    intervals = {
+        "severity": verdict and verdict.severity,
+        "severity_hacking": verdict and verdict.severity_hacking,
+        "severity_overfitting": verdict and verdict.severity_overfitting,
+        "golden_rise_to_turn": verdict and verdict.rise_to_turn,
     }
+    fields: dict[str, Any] = {}
+    for name, interval in intervals.items():
+        fields[f"{name}_nats"] = value(interval)
+        fields["ci95" + name.removeprefix("severity").replace("golden", "_golden")] = bounds(interval)
+    return fields
 
 
 def _curve_fields(steps_S: np.ndarray, values_SP: np.ndarray, kept: int | None) -> dict[str, Any]:

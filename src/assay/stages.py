@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from assay.models.loading import (
 )
 from assay.models.pretrained import PretrainedModel
 from assay.recorder import Recorder, probe_table
-from assay.training import fit, save_model
+from assay.training import fit, save_model, save_tokenizer
 from assay.types import Progress, Prompt, Response, Writer
 
 Report = Callable[[Progress], None]
@@ -54,8 +55,9 @@ class Workspace:
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(experiment.models.oracle)
-        self.framing = load_framing(experiment.models.oracle, self.tokenizer)
+        home = experiment.models.tokenizer_home
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(home)
+        self.framing = load_framing(home, self.tokenizer)
 
     @property
     def stage_one(self) -> Path:
@@ -117,20 +119,28 @@ class Workspace:
         models = self.experiment.models
         if role == "student" and models.student_initialisation == "random":
             return random_model(models.student, self.experiment.seed, models.device)
-        names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
-        return load_model(names[role], models.device)
+        return load_model(models.names[role], models.device)
 
     def tuned(self, role: Writer) -> PretrainedModel | Ensemble:
         """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
-        if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
+        models = self.experiment.models
+        if role == "oracle" or (role == "teacher" and models.teacher_is_oracle):
             return self.base("oracle")
+        if models.oracle is None:
+            return self.base(role)
         device = self.experiment.models.device
         members = [load_model(str(self.stage_one / name), device) for name in self.tuned_names(role)]
         return members[0] if len(members) == 1 else Ensemble(members, f"{len(members)} teachers")
 
     def student(self) -> PretrainedModel:
         """The student as it is before distillation."""
-        return load_model(str(self.stage_one / "student"), self.experiment.models.device)
+        student = self.tuned("student")
+        assert isinstance(student, PretrainedModel)
+        return student
+
+    def frozen(self) -> dict[Writer, LanguageModel]:
+        """The models that a student is measured against, and learns from: oracle and teacher, as far as they are."""
+        return {role: self.tuned(role) for role in self.experiment.models.names if role != "student"}
 
     def tuned_names(self, role: Writer) -> list[str]:
         """The folders, in stage 1, of a role's fine-tuned models."""
@@ -150,21 +160,21 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     report(Progress("loading models", 0, 1))
     divergence(experiment.distillation.training.divergence, **experiment.distillation.training.divergence_parameters)
     work = Workspace(experiment, folder)
-    models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
+    models = {role: work.base(role) for role in experiment.models.names}
     Learner(models["student"], experiment.distillation.training)  # dropout without a place, peft not installed
-    for role in ("teacher", "student"):
-        check_same_vocabulary(models["oracle"], models[role])
-        check_same_tokenizer(work.tokenizer, models[role].name)
-    check_fits(work.tokenizer, models["oracle"])
+    first, *others = models.values()
+    for model in others:
+        check_same_vocabulary(first, model)
+    for model in models.values():
+        check_same_tokenizer(work.tokenizer, model.name)
+    check_fits(work.tokenizer, first)
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
     _check_references(work)
-    _check_leaks(
-        work.held_out(),
-        work.prompts("oracle", experiment.stage_one.num_oracle_prompts),
-        work.distillation_pool(),
-    )
-    _check_augmentation(work, models["teacher"])
+    stage_one = work.prompts("oracle", experiment.stage_one.num_oracle_prompts) if "oracle" in models else []
+    _check_leaks(work.held_out(), stage_one, work.distillation_pool())
+    if "teacher" in models:
+        _check_augmentation(work, models["teacher"])
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
     return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
 
@@ -217,6 +227,18 @@ def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num
         _write_held_out(work, oracle, "oracle")
         _write_references(work, oracle.eos_token_id)
     runs.write_table(path, responses_table(prompts, responses, work.tokenizer, split="oracle", seed=experiment.seed))
+
+
+def answer_held_out(experiment: Experiment, folder: Path, role: Writer, report: Report) -> str:
+    """In place of stage 1 where there is no oracle: a role's answers to the held-out prompts; returns its digest."""
+    work = Workspace(experiment, folder)
+    model = work.tuned(role)
+    if not (work.stage_one / f"held_out-{role}.parquet").exists():
+        report(Progress(f"held-out responses of the {role}", 0, 1))
+        if role == "student":
+            _write_references(work, model.eos_token_id)
+        _write_held_out(work, model, role)
+    return model.digest
 
 
 def fine_tune(experiment: Experiment, folder: Path, role: Writer, num_shards: int, report: Report) -> str:
@@ -306,8 +328,8 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     arm = next(arm for arm in experiment.arms if arm.name == name)
     training = experiment.distillation.training
     student = work.student()
-    teacher = work.tuned("teacher")
-    models: dict[Writer, LanguageModel] = {"oracle": work.tuned("oracle"), "teacher": teacher}
+    models = work.frozen()
+    teacher = models["teacher"]
     chosen = choose_prompts(
         experiment.distillation, work.distillation_pool(), work.held_out(), teacher, work.text, experiment.seed
     )
@@ -336,11 +358,24 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         kept=arm_folder / "kept",
     )
     runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
+    _keep_recommended(work, arm_folder, recorder.recommended_step())
     _write_diversity(work, arm_folder / "diversity.json", chosen, mixture, teacher)
     kept_step = state.step if state.stopped_at is None else state.stopped_at
     if (arm_folder / "kept").exists():
         runs.remove(arm_folder / "kept")
     runs.write_json(arm_folder / "finished.json", {"step": state.step, "kept_step": kept_step})
+
+
+def _keep_recommended(work: Workspace, arm_folder: Path, step: int | None) -> None:
+    """Writes ``best`` from the student that was kept at ``step``; for None it was written on the way."""
+    if step is None or (arm_folder / "best").exists():
+        return
+
+    def write(path: Path) -> None:
+        shutil.copytree(arm_folder / "kept" / f"step-{step:08d}", path)
+        save_tokenizer(work.tokenizer, path)
+
+    runs.write_atomically(arm_folder / "best", write)
 
 
 def _write_diversity(
@@ -362,10 +397,10 @@ def _build_probe(
     models: Mapping[Writer, LanguageModel],
 ) -> Probe:
     experiment = work.experiment
-    roles: tuple[Writer, ...] = ("oracle", "teacher", "student")
-    responses: dict[Writer, list[Response]] = {role: work.held_out_responses(role) for role in roles}
+    models = {**models, "student": work.tuned("student")}
+    responses = {role: work.held_out_responses(role) for role in models}
     return build_probe(
-        {**models, "student": work.tuned("student")},
+        models,
         work.held_out(),
         responses,
         train_pairs,
@@ -424,7 +459,7 @@ def _answer(
 def _write_held_out(work: Workspace, model: LanguageModel, role: Writer) -> None:
     """The role's answers to the held-out prompts; written last in stage 1, so it marks the role as done."""
     prompts = work.held_out()
-    if role == "teacher":
+    if role == "teacher" and work.experiment.models.oracle is not None:
         golden = FrozenSet("golden", prompts, work.held_out_responses("oracle"), work.tuned("oracle"))
         distance, _ = golden.against(model)
         d_oracle_teacher = dataclasses.replace(distance, metric="d_oracle_teacher")

@@ -24,7 +24,7 @@ from assay import provenance, runs, workers
 from assay.config import ArmConfig, Experiment, config_hash, digest_of, to_dict
 from assay.config_file import from_dict
 from assay.errors import AssayError
-from assay.experiment import NUM_SHARDS, finished_arms, is_finished, write_results
+from assay.experiment import before_the_arms, finished_arms, is_finished, write_results
 from assay.validation import validate
 
 Listener = Callable[[str], None]
@@ -344,10 +344,9 @@ def make_stage_one(experiment: Experiment, folder: Path) -> dict[str, str]:
     manifest = runs.read_json(folder / "manifest.json")
     digests = workers.run_stage(experiment, folder, "check_models")
     provenance.pin_digests(manifest, digests)
-    for shard in range(NUM_SHARDS):
-        workers.run_stage(experiment, folder, "write_oracle_responses", shard, NUM_SHARDS)
-    for role in ("teacher", "student"):
-        digests[f"{role}_after_sft"] = workers.run_stage(experiment, folder, "fine_tune", role, NUM_SHARDS)
+    for part in before_the_arms(experiment):
+        found = [workers.run_stage(experiment, folder, *job) for job in part.jobs]
+        digests |= dict(zip(part.digests, found, strict=bool(part.digests)))
     return digests
 
 

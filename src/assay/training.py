@@ -284,10 +284,15 @@ def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenize
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     if tokenizer is not None:
-        if isinstance(tokenizer, PreTrainedTokenizerFast):
-            # tokenizers reports a full disk as a bare Exception; Python, writing the same bytes first, as an OSError
-            (path / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-        tokenizer.save_pretrained(path)
+        save_tokenizer(tokenizer, path)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Writes a tokenizer into a folder, beside its model."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        # tokenizers reports a full disk as a bare Exception; Python, writing the same bytes first, as an OSError
+        (path / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+    tokenizer.save_pretrained(path)
 
 
 def _tied_keys(model: PretrainedModel) -> set[str]:

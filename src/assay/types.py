@@ -165,3 +165,4 @@ class Progress:
     num_steps: int
     golden_nats: float | None = None
     proxy_nats: float | None = None
+    reference_nll_nats: float | None = None

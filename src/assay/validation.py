@@ -77,6 +77,7 @@ def validate(experiment: Experiment) -> None:
     _check_arms(experiment.arms)
     _check_cures(training)
     _check_teachers(experiment)
+    _check_roles(experiment)
     for arm in experiment.arms:
         if arm.policy == "auto" and training.lora_rank is not None:
             raise AssayError(f"arm {arm.name!r}: policy 'auto' may go back, low-rank updates cannot: use 'stop'")
@@ -183,6 +184,39 @@ def _check_teachers(experiment: Experiment) -> None:
         raise AssayError(f"models.num_teachers is {number}, but the oracle is the teacher: set it to 1")
     if number > 1 and experiment.stage_one.teacher_epochs == 0:
         raise AssayError(f"{number} teachers without SFT are all the same: raise stage_one.teacher_epochs")
+
+
+def _check_roles(experiment: Experiment) -> None:
+    """What needs an oracle, and what a teacher that gives text only cannot do."""
+    models, training = experiment.models, experiment.distillation.training
+    sources = [(arm.name, source) for arm in experiment.arms for source in arm.sources]
+    if models.oracle is None:
+        for field, is_set in (
+            ("teacher_is_oracle", models.teacher_is_oracle),
+            ("num_teachers", models.num_teachers > 1),
+        ):
+            if is_set:
+                raise AssayError(f"models.{field} needs an oracle: name models.oracle, or leave it out")
+        for arm, source in sources:
+            if source.writer == "oracle" or source.prompts == "oracle":
+                raise AssayError(f"arm {arm!r} takes from the oracle, but there is none: name models.oracle")
+    if models.teacher is not None or models.teacher_is_oracle:
+        return
+    if models.oracle is not None:
+        raise AssayError("models.teacher is null, but stage 1 makes the teacher: name it, or set models.oracle to null")
+    if training.divergence != "hard_labels":
+        raise AssayError(
+            f"without a teacher model there is only its text, and {training.divergence} needs its probabilities: set "
+            "distillation.training.divergence to hard_labels, or name models.teacher"
+        )
+    for arm, source in sources:
+        if source.writer == "student" or (source.writer == "teacher" and source.refresh_every is not None):
+            raise AssayError(
+                f"arm {arm!r} asks for new responses, but the teacher's are a column of a file: keep them for good "
+                "(writer 'teacher', refresh_every null), or name models.teacher"
+            )
+    if any(arm.policy == "auto" for arm in experiment.arms):
+        raise AssayError("policy 'auto' asks for new responses, but the teacher's are a column of a file: use 'stop'")
 
 
 def _check_source(arm: str, source: SourceConfig, training: TrainingConfig) -> None:

@@ -84,13 +84,6 @@ def whole_role(experiment: Experiment, role: Writer, size: ModelSize) -> ModelSi
     return ensemble_size(size, experiment.models.num_teachers) if role == "teacher" else size
 
 
-def model_names(experiment: Experiment) -> dict[Writer, str]:
-    """The models that a run loads, by their roles."""
-    models = experiment.models
-    teacher = models.oracle if models.teacher_is_oracle else models.teacher
-    return {"oracle": models.oracle, "teacher": teacher, "student": models.student}
-
-
 def sft_steps(experiment: Experiment, role: Writer) -> int:
     """Optimiser steps of a role's SFT."""
     stage = experiment.stage_one
@@ -104,6 +97,10 @@ def stage_one_work(experiment: Experiment) -> Work:
     """Oracle responses, SFT, everyone's held-out responses, and the distance of oracle and teacher."""
     held_out = experiment.probe.num_prompts
     work = Work()
+    if experiment.models.oracle is None:
+        work.written["student"] = held_out
+        work.written["teacher"] = 0 if experiment.models.teacher is None else held_out
+        return work
     work.written["oracle"] = experiment.stage_one.num_oracle_prompts + held_out
     work.written["teacher"] = 0 if experiment.models.teacher_is_oracle else held_out
     work.written["student"] = held_out
@@ -225,14 +222,16 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     train_pairs = num_train_pairs(experiment, arm)
     if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
-    work.kept.update({"oracle": held_out, "teacher": held_out + train_pairs, "student": monitored})
+    walked = {"teacher": held_out + train_pairs, "student": monitored}
+    if experiment.models.oracle is not None:
+        walked["oracle"] = held_out
+    work.kept.update(walked)
     work.scored["teacher"] += held_out  # its entropy
     work.expanded["teacher"] += held_out
     times = num_evaluations(experiment)
-    work.scored["student"] += times * (2 * held_out + train_pairs + 2 * monitored)
-    work.expanded.update(
-        {"oracle": times * held_out, "teacher": times * (held_out + train_pairs), "student": times * monitored}
-    )
+    references = monitored if experiment.models.oracle is not None else held_out
+    work.scored["student"] += times * (sum(walked.values()) + references)
+    work.expanded.update({role: times * count for role, count in walked.items()})
     work.written["student"] += times * monitored
     return Work.total([work, _distillation_set_work(experiment, arm)])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -18,10 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from assay.report.files import BANDED, Table
+from assay.report.files import Table
 from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_style, plain_ticks, round_values, to_svg
-from assay.report.tables import Study
-from assay.report.words import readable, visible
+from assay.report.tables import Study, banded
+from assay.report.words import golden_axis, readable, visible
 
 PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255")
 _STAGE_COLOUR = "#9aa3ad"
@@ -38,6 +38,15 @@ class FigureSpec:
     draw: Callable[[Study, bool], tuple[Figure, Table]]
     title: str
     caption: str
+    needs: Literal["nothing", "truth", "oracle"] = "nothing"
+    with_oracle: str = ""
+    """What the caption adds where the truth is an oracle."""
+
+    def fits(self, truth: str | None) -> bool:
+        """Whether runs with this truth have what the figure shows."""
+        return truth in {"nothing": (None, "references", "oracle"), "truth": ("references", "oracle")}.get(
+            self.needs, ("oracle",)
+        )
 
 
 def slot(study: Study, label: str) -> int:
@@ -75,33 +84,35 @@ def proxy_golden_plane(study: Study, narrow: bool = False) -> tuple[Figure, Tabl
     for label in study.labels:
         _arrows(axes, study.mean(label, "proxy_nats"), study.mean(label, "golden_nats"), _colour(study, label))
     axes.set_xlabel("proxy: distance from the teacher (nats per sequence)")
-    axes.set_ylabel("golden: distance from the oracle (nats per sequence)")
+    axes.set_ylabel(f"{golden_axis(study.truth)} (nats per sequence)")
     return figure, study.columns(["proxy_nats", "golden_nats"])
 
 
 def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     """Train proxy, proxy and golden (nats per sequence) over epochs, step 0 at the left edge, with bands."""
     onset = Line2D([], [], ls="", marker="v", ms=8, color=MUTED, label="onset")
-    figure, panels = _sheet(_arm_handles(study) + ([onset] if _onset_points(study) else []), 3, narrow)
+    metrics = banded(study.truth)
+    handles = _arm_handles(study) + ([onset] if _onset_points(study) else [])
+    figure, panels = _sheet(handles, len(metrics), narrow)
     axis = _start_axis(study, "epoch")
-    for axes, metric in zip(panels, ("train_proxy", "proxy", "golden"), strict=True):
+    for axes, metric in zip(panels, reversed(metrics), strict=True):
         for label in study.labels:
             _draw_label(axes, study, label, "epoch", f"{metric}_nats", axis.place, band=metric)
         if metric != "train_proxy":
             _reference(axes, study.references(f"{metric}_at_start"), "at the start", dashes=":")
         axis.apply(axes, "epochs (passes over the prompts)")
-        axes.set_title("held-out proxy" if metric == "proxy" else readable(metric))
+        axes.set_title(_curve_name(study, metric))
         axes.set_ylabel("nats per sequence")
     _reference(panels[-1], study.references("d_oracle_teacher"), "d(oracle, teacher)")
     for label, epoch, golden in _onset_points(study):
         at = axis.place(np.array([epoch]))
         panels[-1].plot(at, [golden], "v", ms=9, color=_colour(study, label), mec=PAPER, zorder=5)
     margins = [
-        {f"{metric}_margin95_of_change_nats": float(curve.margins[metric][i]) for metric in BANDED}
+        {f"{metric}_margin95_of_change_nats": float(curve.margins[metric][i]) for metric in metrics}
         for curve in study.curves
         for i in range(len(curve.rows))
     ]
-    table = study.columns([f"{metric}_nats" for metric in BANDED])
+    table = study.columns([f"{metric}_nats" for metric in metrics])
     return figure, [row | margin for row, margin in zip(table, margins, strict=True)]
 
 
@@ -126,9 +137,10 @@ def theory_terms(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
 
 def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     """Held-out proxy and golden against the step, both axes logarithmic: a power law is a straight line."""
-    figure, panels = _sheet(_arm_handles(study), 2, narrow)
+    metrics = ("proxy", "golden") if study.truth is not None else ("proxy",)
+    figure, panels = _sheet(_arm_handles(study), len(metrics), narrow)
     last = max(2, *(row["step"] for curve in study.curves for row in curve.rows))
-    for axes, metric in zip(panels, ("proxy", "golden"), strict=True):
+    for axes, metric in zip(panels, metrics, strict=True):
         axes.set_xscale("log", nonpositive="mask")
         axes.set_yscale("log", nonpositive="mask")
         for label in study.labels:
@@ -138,10 +150,10 @@ def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         ticks = round_values(low, high)
         close = [value for value in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < value < high]
         plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
-        axes.set_title("held-out proxy" if metric == "proxy" else metric)
+        axes.set_title(_curve_name(study, metric))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per sequence")
-    return figure, [row for row in study.columns(["proxy_nats", "golden_nats"]) if row["step"] > 0]
+    return figure, [row for row in study.columns([f"{metric}_nats" for metric in metrics]) if row["step"] > 0]
 
 
 def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
@@ -217,8 +229,9 @@ FIGURES: dict[str, FigureSpec] = {
         "Proxy against golden",
         "Each path starts at the open circle and follows the arrows. Left is closer to the teacher, down is closer "
         "to the truth. A healthy path goes left and down. A path that goes left and up is teacher hacking: the "
-        "student pleases the teacher at the cost of the truth. A student that became the teacher exactly would sit "
-        "at proxy 0, on the line d(oracle, teacher).",
+        "student pleases the teacher at the cost of the truth.",
+        with_oracle="A student that became the teacher exactly would sit at proxy 0, on the line d(oracle, teacher).",
+        needs="truth",
     ),
     "training_curves": FigureSpec(
         training_curves,
@@ -236,6 +249,7 @@ FIGURES: dict[str, FigureSpec] = {
         "dashed falls or rests while solid climbs, because the student loses what the truth visits and the "
         "teacher rarely does. Below zero, the student gives the oracle's responses more probability than its "
         "teacher does.",
+        needs="oracle",
     ),
     "convergence": FigureSpec(
         convergence,
@@ -264,6 +278,13 @@ def draw(name: str, study: Study, narrow: bool = False) -> tuple[str, Table]:
     with in_style():
         figure, table = FIGURES[name].draw(study, narrow)
         return to_svg(figure), table
+
+
+def _curve_name(study: Study, metric: str) -> str:
+    names = {"proxy": "held-out proxy", "train_proxy": "train proxy", "golden": "golden"}
+    if study.truth == "references":
+        names["golden"] = "golden up to a constant"
+    return names[metric]
 
 
 def _start_axis(study: Study, key: str) -> StartAxis:
@@ -343,7 +364,7 @@ def _onset_points(study: Study) -> list[tuple[str, float, float]]:
         (curve.label, float(row["epoch"]), row["golden_nats"])
         for curve in study.curves
         for row in curve.rows
-        if curve.summary and row["step"] == curve.summary["onset_step"]
+        if study.truth is not None and curve.summary and row["step"] == curve.summary["onset_step"]
     ]
 
 

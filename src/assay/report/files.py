@@ -28,6 +28,8 @@ _TEXT, _COUNT, _NUMBER = (str,), (int,), (int, float)
 _MAYBE = (int, float, type(None))
 _INTERVAL = [_MAYBE, _MAYBE]
 _LEVELS = {"initial": _NUMBER, "best": _NUMBER, "best_step": _COUNT, "final": _NUMBER, "final_stderr": _MAYBE}
+_MAYBE_LEVELS = (dict, type(None))
+"""Of a run without a truth there are none; ``_check_truth`` looks inside."""
 
 _MANIFEST: Row = {
     "schema": "assay.manifest/1",
@@ -50,7 +52,8 @@ _SUMMARY: Row = {
     "schema": "assay.summary/1",
     "unit": "nats_per_sequence",
     "task": _TEXT,
-    "references": {"d_oracle_teacher": _NUMBER, "golden_at_start": _NUMBER, "proxy_at_start": _NUMBER},
+    "?truth": (str, type(None)),
+    "references": {"d_oracle_teacher": _MAYBE, "golden_at_start": _MAYBE, "proxy_at_start": _NUMBER},
     "arms": [
         {
             "source": _TEXT,
@@ -66,7 +69,8 @@ _SUMMARY: Row = {
             "smallest_detectable_nats": _MAYBE,
             "onset_step": (int, type(None)),
             "best_step": _COUNT,
-            "golden": _LEVELS,
+            "?detector": {"verdict": _TEXT, "score": _MAYBE, "recommended_step": _NUMBER},
+            "golden": _MAYBE_LEVELS,
             "proxy": _LEVELS,
             "train_proxy": {"final": _MAYBE},
             "generated_tokens": _COUNT,
@@ -100,7 +104,8 @@ _METRICS: Row = {
     "seed": _COUNT,
     "step": _COUNT,
     "epoch": _NUMBER,
-    **dict.fromkeys([f"{metric}_nats" for metric in BANDED], _NUMBER),
+    **dict.fromkeys([f"{metric}_nats" for metric in ("proxy", "train_proxy")], _NUMBER),
+    "golden_nats": _MAYBE,
     "reference_nll_nats": _MAYBE,
     "kl_from_start_nats": _MAYBE,
     "student_entropy_nats_per_token": _MAYBE,
@@ -163,12 +168,27 @@ def read_manifest(path: Path) -> Row:
 def read_summary(path: Path) -> Row:
     """summary.json; ``comparisons`` and what a policy did are empty where an older version has left them out."""
     summary = _checked(_parse(_read_bytes(path), str(path)), _SUMMARY, str(path))
+    _check_truth(summary, str(path))
     pairs = summary.setdefault("comparisons", [])
     for arm in summary["arms"]:
         arm |= {"alarm_step": None, "actions": []} | arm
     if any(("excess_hacking_nats" in pair) != ("ci95_excess_hacking" in pair) for pair in pairs):
         raise AssayError(f"'comparisons' of {path} has an excess without its interval: {_REPAIR}")
     return summary
+
+
+def _check_truth(summary: Row, where: str) -> None:
+    """Fills in the truth of older versions, an oracle; golden is there unless there is no truth."""
+    truth = summary.setdefault("truth", "oracle")
+    if truth not in ("oracle", "references", None):
+        raise AssayError(f"'truth' of {where} is {reprlib.repr(truth)}, which this version of assay does not know")
+    golden = None if truth is None else _LEVELS
+    for arm in summary["arms"]:
+        _checked(arm["golden"], golden, f"'golden' of {where}")
+    levels = {"golden_at_start": truth is not None, "d_oracle_teacher": truth == "oracle"}
+    for name, is_there in levels.items():
+        shape = _NUMBER if is_there else None
+        _checked(summary["references"][name], shape, f"{name!r} of {where}")
 
 
 def read_metrics(path: Path, running: bool) -> Table:

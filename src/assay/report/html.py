@@ -39,6 +39,10 @@ MEANINGS = {
     "healthy": "No significant loss of truth: where the student came closer to its teacher, golden did not suffer.",
     "benign_disagreement": "The student ended further from its teacher than it had been, at no cost in truth.",
     "undecided": "The evidence does not settle it: the intervals are too wide, or golden was already recovering.",
+    "hacking_suspected": (
+        "Nobody told this run what the truth is. The detector finds in its curves what runs have that lose truth, "
+        "and cannot say how much was lost: give held-out references to know."
+    ),
 }
 _ICONS = {
     "teacher_hacking": "✗",
@@ -46,6 +50,7 @@ _ICONS = {
     "healthy": "✓",
     "benign_disagreement": "≈",
     "undecided": "?",
+    "hacking_suspected": "!",
 }
 _BAND_NOTE = (
     "Bands: 95 % pointwise intervals of the change since the start, paired over prompts. All steps share their "
@@ -70,12 +75,15 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
     files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
     pictures = []
     for name, spec in FIGURES.items():
+        if not spec.fits(study.truth):
+            continue
         wide, table = draw(name, study)
         narrow, _ = draw(name, study, narrow=True)
         files[f"figures/{name}.svg"] = wide
         files[f"tables/{name}.csv"] = to_csv(table)
         banded = name == "training_curves" and any(len(study.curves_of(label)) == 1 for label in study.labels)
-        caption = f"{spec.caption} {_BAND_NOTE}" if banded else spec.caption
+        notes = [spec.with_oracle if study.truth == "oracle" else "", _BAND_NOTE if banded else ""]
+        caption = " ".join([spec.caption, *filter(None, notes)])
         pictures.append({"name": name, "title": spec.title, "caption": caption})
         pictures[-1] |= {"wide": inline(wide), "narrow": inline(narrow)}
     files["report.html"] = render(study, pictures)
@@ -88,9 +96,9 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
 def render(study: Study, pictures: list[Row]) -> str:
     """The page as HTML; every string that came from a file is escaped."""
     first = study.runs[0]
-    golden = np.concatenate([study.mean(label, "golden_nats") for label in study.labels])
+    shown = np.concatenate([study.mean(label, _shown_on_cards(study)) for label in study.labels])
     # One scale for the small curves of all cards: a healthy arm's must not look like a hacking one's.
-    limits = (float(np.nanmin(golden)), float(np.nanmax(golden)))
+    limits = (float(np.nanmin(shown)), float(np.nanmax(shown)))
     return fill(
         "template.html.j2",
         headline=headline(study),
@@ -105,7 +113,8 @@ def render(study: Study, pictures: list[Row]) -> str:
         unfinished=unfinished(study),
         cards=[card(study, label, limits) for label in study.labels],
         waiting=[{"label": label, "slot": slot(study, label)} for label in study.waiting],
-        references=first.summary["references"] if len(study.runs) == 1 else None,
+        references=first.summary["references"] if len(study.runs) == 1 and study.truth == "oracle" else None,
+        truth=study.truth,
         pictures=pictures,
         samples=[block for run in _one_of_each_experiment(study) for block in samples(study, run)],
         curves=[curve for curve in study.curves if curve.summary],
@@ -156,6 +165,7 @@ def headline(study: Study) -> str:
     for verdict, phrase in (
         ("teacher_hacking", "hacked {} teacher"),
         ("overfitting", "overfitted {} distillation set"),
+        ("hacking_suspected", "may have hacked {} teacher"),
         ("undecided", "left {} verdict undecided"),
     ):
         count = sum(verdict in found for found in verdicts)
@@ -193,15 +203,16 @@ def comparisons(study: Study) -> list[str]:
 
 
 def cut_responses(study: Study) -> str:
-    """How many of the oracle's held-out responses the length limit cuts, and what follows; empty if none."""
-    held_out = (pc.field("writer") == "oracle") & (pc.field("split") == "held_out")
+    """How many held-out responses of oracle, or else teacher, the length limit cuts, and what follows; or ""."""
+    writer = "oracle" if study.truth == "oracle" else "teacher"
+    held_out = (pc.field("writer") == writer) & (pc.field("arm") == "") & (pc.field("split") == "held_out")
     responses = pa.concat_tables(run.responses.filter(held_out) for run in study.runs)
     cut = responses.filter(pc.field("truncated"))
     if not len(cut):
         return ""
     limits = sorted(set(cut["num_tokens"].to_pylist()))
     return (
-        f"{len(cut) / len(responses):.0%} of the oracle's answers are cut at ".replace("%", " %")
+        f"{len(cut) / len(responses):.0%} of the {writer}'s answers are cut at ".replace("%", " %")
         + f"{' or '.join(f'{limit:,}' for limit in limits) if len(limits) < 4 else 'the limit of'} tokens: "
         + "distances are per response up to that limit"
     )
@@ -236,8 +247,12 @@ def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
         "meaning": MEANINGS[agreed] if agreed else "",
         "entries": entries,
         "last_step": max(curve.rows[-1]["step"] for curve in curves),
-        "spark": sparkline(study.mean(label, "golden_nats"), limits),
+        "spark": sparkline(study.mean(label, _shown_on_cards(study)), limits),
     }
+
+
+def _shown_on_cards(study: Study) -> str:
+    return "golden_nats" if study.truth is not None else "proxy_nats"
 
 
 def sparkline(values: np.ndarray, limits: tuple[float, float], width: int = 220, height: int = 56) -> Row:
@@ -333,7 +348,7 @@ def _one_of_each_experiment(study: Study) -> list[Run]:
 
 
 def _num_prompts(run: Run) -> int:
-    return len(run.probe.filter(pc.field("metric") == "golden")["prompt_id"].unique())
+    return len(run.probe.filter(pc.field("metric") == "proxy")["prompt_id"].unique())
 
 
 def _student_cells(curve: Curve, rows: list[Row]) -> list[Row]:

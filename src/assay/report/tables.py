@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.errors import AssayError, unknown_name
+from assay.report import words
 from assay.report.files import (
     BANDED,
     Row,
@@ -30,12 +31,16 @@ from assay.report.files import (
 from assay.report.words import visible
 from assay.statistics import paired_difference, t_interval
 
-VERDICTS = ("healthy", "teacher_hacking", "overfitting", "benign_disagreement", "undecided")
+VERDICTS = ("healthy", "teacher_hacking", "overfitting", "benign_disagreement", "undecided", "hacking_suspected")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory, read and checked; ``diversity`` by arm, where it was measured."""
+    """One run directory, read and checked; ``diversity`` by arm, where it was measured.
+
+    ``golden`` is, in ``metrics`` and ``probe``, what the truth of the run gives: with references as the truth their
+    NLL, which is golden up to a constant; without a truth it is null and not there.
+    """
 
     directory: Path
     manifest: Row
@@ -94,6 +99,11 @@ class Study:
         """The curves of one label, one for each seed."""
         return [curve for curve in self.curves if curve.label == label]
 
+    @property
+    def truth(self) -> str | None:
+        """What golden is: a distance from the "oracle", the NLL of "references", or, for None, unknown."""
+        return self.runs[0].summary["truth"]
+
     @cached_property
     def has_replicates(self) -> bool:
         """Whether any label has more than one seed."""
@@ -103,7 +113,8 @@ class Study:
         """A reference level (nats): one for each experiment, averaged over its seeds, without repeats."""
         levels: dict[str, list[float]] = {}
         for run in self.runs:
-            levels.setdefault(run.experiment, []).append(run.summary["references"][key])
+            if run.summary["references"][key] is not None:
+                levels.setdefault(run.experiment, []).append(run.summary["references"][key])
         return list(dict.fromkeys(float(np.mean(values)) for values in levels.values()))
 
     def mean(self, label: str, key: str) -> np.ndarray:
@@ -125,6 +136,11 @@ class Study:
         ]
 
 
+def banded(truth: str | None) -> tuple[str, ...]:
+    """The metrics whose curves carry a band: golden only where there is a truth."""
+    return BANDED if truth is not None else tuple(metric for metric in BANDED if metric != "golden")
+
+
 def identity(curve: Curve) -> Row:
     """The columns that say whose row it is, the same in every table."""
     return {"run": curve.run.directory.name, "arm": curve.arm, "seed": curve.seed}
@@ -143,6 +159,10 @@ def read_study(run_directories: Sequence[Path], names: Sequence[str] | None = No
     if not run_directories:
         raise AssayError("no run directory was given: name at least one")
     runs = tuple(read_run(Path(os.path.realpath(directory))) for directory in run_directories)
+    truths = {run.summary["truth"]: run.directory.name for run in runs}
+    if len(truths) > 1:
+        said = ", ".join(f"{name}: {words.truth(truth)}" for truth, name in truths.items())
+        raise AssayError(f"these runs have unlike truths, which no figure can show on one axis: {said}")
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     if names is not None:
         name_of = {run.experiment: name for run, name in zip(runs, names, strict=True)}
@@ -188,6 +208,12 @@ def read_run(directory: Path) -> Run:
                 "summary.json calls finished: the files do not belong together"
             )
     probe = read_probe(directory / "probe.parquet")
+    if summary["truth"] == "references":
+        metrics = [{**row, "golden_nats": row["reference_nll_nats"]} for row in metrics]
+        renamed = pc.replace_substring_regex(probe["metric"], "^reference_nll$", "golden")
+        probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", renamed)
+    if summary["truth"] is not None and any(row["golden_nats"] is None for row in metrics):
+        raise AssayError(f"{directory / 'metrics.jsonl'} has evaluations without their truth: the file is damaged")
     responses = read_responses(directory / "responses.parquet")
     sources = [arm["source"] for arm in summary["arms"]]
     measured = {name: read_diversity(directory / "arms" / name / "diversity.json") for name in sources}
@@ -236,6 +262,8 @@ def numbers(study: Study) -> Table:
                 continue
             if isinstance(value, dict):
                 row |= {f"{key}_{part}": level for part, level in value.items()}
+            elif value is None and key == "golden":
+                row |= {f"golden_{part}": None for part in curve.summary["proxy"]}
             elif isinstance(value, list) and len(value) == 2:
                 row |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
             else:
@@ -267,7 +295,7 @@ def to_markdown(table: Sequence[Row]) -> list[str]:
 def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
     constant = run.summary["references"]["d_oracle_teacher"]
     rows = [
-        {**row, "oracle_term_nats": row["golden_nats"] - constant}
+        {**row, "oracle_term_nats": None if constant is None else row["golden_nats"] - constant}
         for row in run.metrics
         if row["arm"] == arm and row["seed"] == seed
     ]
@@ -278,7 +306,7 @@ def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
     found = [entry for entry in run.summary["arms"] if entry["source"] == arm and entry["seed"] == seed]
     summary = found[-1] if found else None
     margins = {}
-    for metric in BANDED:
+    for metric in banded(run.summary["truth"]):
         by_step = paired_margins(run.probe, arm, seed, metric)
         if summary is not None and not by_step:
             raise AssayError(f"{run.directory / 'probe.parquet'} has no {metric!r} of {arm!r}, seed {seed}")

@@ -21,6 +21,18 @@ def visible(text: str, keep: str = "") -> str:
     return text.translate({code: symbol for code, symbol in _SYMBOLS.items() if chr(code) not in keep})
 
 
+def truth(kind: str | None) -> str:
+    """What a run takes for the truth, as summary.json's ``truth`` says it."""
+    return {"oracle": "an oracle", "references": "held-out references", None: "none"}[kind]
+
+
+def golden_axis(kind: str | None) -> str:
+    """What golden measures where ``kind`` is the truth, for an axis."""
+    if kind == "references":
+        return "golden up to a constant: −log student of references"
+    return "golden: distance from the oracle"
+
+
 def readable(label: str) -> str:
     """A label as people write it."""
     return label.replace("_", " ")
