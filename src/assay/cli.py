@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +19,10 @@ from tyro.conf import Positional, arg
 
 from assay.config import Experiment, PolicyName, with_policy
 from assay.config_file import load
+from assay.data.splitting import Split
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
+from assay.recipes.own import Wish, filled
 
 
 def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
@@ -45,17 +47,94 @@ def run(
         overrides: Such as --seed 3 --distillation.num-prompts 600 --out FOLDER.
     """
     default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
+    _run(*_with_flags(default, f"assay run {recipe}", overrides))
 
-    @dataclasses.dataclass(frozen=True)
-    class Run:
-        experiment: Annotated[Experiment, arg(name="")] = default
-        out: Path | None = None
-        """Run folder; runs/RECIPE-seedN by default."""
-        policy: PolicyName | None = None
-        """Of all arms: what an alarm of the detector brings about; by default what each arm says."""
 
-    parsed = tyro.cli(Run, prog=f"assay run {recipe}", args=list(overrides))
-    _run(parsed.experiment, parsed.out, parsed.policy)
+def distill(
+    student: str,
+    prompts: str,
+    teacher: str,
+    max_prompt_tokens: int = 256,
+    max_response_tokens: int = 128,
+    budget: int | None = None,
+    divergence: str = "forward_kl",
+    batch_size: int = 32,
+    learning_rate: float = 5e-5,
+    seed: int = 0,
+) -> Wish:
+    """Distil your teacher into your student on your prompts, watched: which checkpoint to keep, and why; no oracle.
+
+    Any field of the config may follow as a flag, such as --distillation.training.num-steps 600: `assay run quickstart
+    --help` lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
+
+    Args:
+        student: A local checkpoint folder or a hub id (safetensors).
+        prompts: A .jsonl or .parquet file (docs/tasks.md), or a task of `assay tasks`.
+        teacher: The same as for the student, with the same tokenizer.
+        max_prompt_tokens: Longer prompts are left out.
+        max_response_tokens: Longer responses are cut.
+        budget: Teacher tokens, written plus scored; buys stored responses, then fresh ones. Without it: one response
+            per prompt, and more at an alarm.
+        divergence: Of docs/design.md's table.
+        batch_size: Sequences of an optimiser step.
+        learning_rate: After a warm-up, constant.
+        seed: Of everything that is drawn.
+    """
+    return Wish(
+        student=student,
+        prompts=prompts,
+        teacher=teacher,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        budget=budget,
+        divergence=divergence,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+
+
+def lab(
+    oracle: str,
+    teacher: str,
+    student: str,
+    prompts: str,
+    max_prompt_tokens: int = 256,
+    max_response_tokens: int = 128,
+    divergence: str = "forward_kl",
+    batch_size: int = 32,
+    learning_rate: float = 5e-5,
+    seed: int = 0,
+) -> Wish:
+    """A controlled experiment in your own world: your oracle is the truth by decree; offline and online arms.
+
+    Any field of the config may follow as a flag, such as --stage-one.learning-rate 1e-5: `assay run quickstart --help`
+    lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
+
+    Args:
+        oracle: A local checkpoint folder or a hub id (safetensors): the truth.
+        teacher: A model with the same tokenizer, to be fine-tuned on the oracle's responses.
+        student: Another one, to be fine-tuned and then distilled from the teacher.
+        prompts: A .jsonl or .parquet file (docs/tasks.md), or a task of `assay tasks`.
+        max_prompt_tokens: Longer prompts are left out.
+        max_response_tokens: Longer responses are cut.
+        divergence: Of docs/design.md's table.
+        batch_size: Sequences of an optimiser step.
+        learning_rate: Of the distillation, after a warm-up, constant.
+        seed: Of everything that is drawn.
+    """
+    return Wish(
+        student=student,
+        prompts=prompts,
+        teacher=teacher,
+        oracle=oracle,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        divergence=divergence,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
 
 
 def sweep(
@@ -270,9 +349,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
+        elif given[:1] in (["distill"], ["lab"]):
+            _own(distill if given[0] == "distill" else lab, given[1:])
         else:
             commands = {
-                f.__name__: f for f in (quickstart, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)
+                f.__name__: f
+                for f in (
+                    *(quickstart, distill, lab, run, sweep, plan, report, compare, diagnose),
+                    *(recipes, bases, tasks),
+                )
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
@@ -286,7 +371,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
-def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = None) -> None:
+def _own(command: Callable[..., Wish], given: Sequence[str]) -> None:
+    """``distill`` or ``lab``: the wish first, then any field of the config that it becomes."""
+    prog = f"assay {command.__name__}"
+    wish, flags = tyro.cli(command, prog=prog, args=list(given), return_unknown_args=True)
+    from assay.stages import count_prompts
+
+    draft = wish.draft()
+    splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if wish.oracle is not None else ()))
+    found = count_prompts(draft, splits)
+    print(f"prompts that fit: {', '.join(f'{found[split]:,} {split}' for split in splits)}", file=sys.stderr)
+    experiment, out, policy = _with_flags(filled(wish, found), prog, flags)
+    folder = _run(experiment, out, policy)
+    for arm in experiment.arms:
+        print(f"the student to keep of {arm.name}: {(folder / 'arms' / arm.name / 'best').resolve()}")
+
+
+def _with_flags(
+    default: Experiment, prog: str, flags: Sequence[str]
+) -> tuple[Experiment, Path | None, PolicyName | None]:
+    """An experiment with any of its fields overridden, a run folder, and a policy."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Run:
+        experiment: Annotated[Experiment, arg(name="")] = default
+        out: Path | None = None
+        """Run folder; runs/RECIPE-seedN by default."""
+        policy: PolicyName | None = None
+        """Of all arms: what an alarm of the detector brings about; by default what each arm says."""
+
+    parsed = tyro.cli(Run, prog=prog, args=list(flags))
+    return parsed.experiment, parsed.out, parsed.policy
+
+
+def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = None) -> Path:
     from assay.experiment import run_experiment
     from assay.progress import live_progress, print_verdicts
 
@@ -297,6 +415,7 @@ def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = N
         page = run_experiment(experiment, folder, listener)
     print_verdicts(folder)
     print(page.resolve())
+    return folder
 
 
 def _card_line(card: dict[str, object]) -> str:

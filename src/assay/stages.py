@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ class Workspace:
         """The folder of one arm."""
         return self.folder / "arms" / name
 
-    def prompts(self, split: Split, num_prompts: int) -> list[Prompt]:
-        """The run's prompts of a split, drawn with the run's seed."""
+    def prompts(self, split: Split, num_prompts: int | None) -> list[Prompt]:
+        """The run's prompts of a split, drawn with the run's seed; all that fit for None."""
         task = self.experiment.task
         corpus = get_task(task.name, task.template)
         manifest = self.folder / "manifest.json"
@@ -153,6 +154,12 @@ class Workspace:
         paths = [self.stage_one / f"oracle-{i}.parquet" for i in range(num_shards)]
         stored = {response.prompt_id: response for path in paths for response in read_responses(path)}
         return prompts, [stored[prompt.id] for prompt in prompts]
+
+
+def count_prompts(experiment: Experiment, splits: Sequence[Split]) -> dict[Split, int]:
+    """How many prompts of each split fit the task's token limit; of a run's config before it has a folder."""
+    work = Workspace(experiment, Path(os.devnull))
+    return {split: len(work.prompts(split, None)) for split in splits}
 
 
 def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[str, str]:
