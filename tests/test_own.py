@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assay import runs
+from assay.config import ARMS
 from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
 from assay.recipes.own import MOST_COMPLETIONS, Wish, filled
@@ -143,3 +144,10 @@ def test_bad_input_is_one_sentence(prompts: Path, tmp_path: Path, flags: tuple[s
     assert result.returncode == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_source_may_be_named_unless_a_budget_chooses() -> None:
+    (arm,) = filled(wish(source="online_student"), PROMPTS).arms
+    assert arm.sources == ARMS["online_student"].sources
+    with pytest.raises(AssayError, match="not both"):
+        filled(wish(source="offline", budget=100_000), PROMPTS)

@@ -22,7 +22,7 @@ from assay.config_file import load
 from assay.data.splitting import Split
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
-from assay.recipes.own import Wish, filled
+from assay.recipes.own import Source, Wish, filled
 
 
 def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
@@ -57,6 +57,7 @@ def distill(
     max_prompt_tokens: int = 256,
     max_response_tokens: int = 128,
     budget: int | None = None,
+    source: Source | None = None,
     divergence: str = "forward_kl",
     batch_size: int = 32,
     learning_rate: float = 5e-5,
@@ -75,6 +76,8 @@ def distill(
         max_response_tokens: Longer responses are cut.
         budget: Teacher tokens, written plus scored; buys stored responses, then fresh ones. Without it: one response
             per prompt, and more at an alarm.
+        source: Who writes the responses, instead of what a budget buys: the teacher once, the teacher anew every time,
+            or the student.
         divergence: Of docs/design.md's table.
         batch_size: Sequences of an optimiser step.
         learning_rate: After a warm-up, constant.
@@ -87,6 +90,7 @@ def distill(
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         budget=budget,
+        source=source,
         divergence=divergence,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from assay.config import (
     ARMS,
@@ -18,7 +19,6 @@ from assay.config import (
     Experiment,
     ModelsConfig,
     ProbeConfig,
-    SourceConfig,
     StageOneConfig,
     TaskConfig,
     TrainingConfig,
@@ -32,10 +32,17 @@ MOST_COMPLETIONS = 8
 MOST_HELD_OUT = 256
 FEWEST_HELD_OUT = 16
 
+Source = Literal["offline", "online_teacher", "online_student"]
+"""The paper's three sources of responses, by their names in ``config.ARMS``."""
+
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user asks for. ``budget``: teacher tokens, written plus scored; None: one response per prompt at first."""
+    """What a user asks for; ``source`` and ``budget`` are for a run without an oracle.
+
+    ``budget``: teacher tokens, written plus scored, which choose the source; without it, ``source`` None is "offline":
+    one response per prompt at first.
+    """
 
     student: str
     prompts: str
@@ -44,6 +51,7 @@ class Wish:
     max_prompt_tokens: int = 256
     max_response_tokens: int = 128
     budget: int | None = None
+    source: Source | None = None
     divergence: str = "forward_kl"
     batch_size: int = 32
     learning_rate: float = 5e-5
@@ -51,7 +59,10 @@ class Wish:
 
     def draft(self) -> Experiment:
         """The experiment before it is known how many prompts there are."""
-        arms = tuple(ARMS.values()) if self.oracle is not None else (ArmConfig("distill", (SourceConfig("teacher"),)),)
+        if self.source is not None and self.budget is not None:
+            raise AssayError("a budget chooses the source of the responses: give --budget or --source, not both")
+        sources = ARMS[self.source or "offline"].sources
+        arms = tuple(ARMS.values()) if self.oracle is not None else (ArmConfig("distill", sources),)
         return Experiment(
             recipe="lab" if self.oracle is not None else "distill",
             seed=self.seed,

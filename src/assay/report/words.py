@@ -29,7 +29,7 @@ def truth(kind: str | None) -> str:
 def golden_axis(kind: str | None) -> str:
     """What golden measures where ``kind`` is the truth, for an axis."""
     if kind == "references":
-        return "golden up to a constant: −log student of references"
+        return "golden up to a constant: NLL of references"
     return "golden: distance from the oracle"
 
 
