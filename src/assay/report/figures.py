@@ -150,9 +150,10 @@ def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         ticks = round_values(low, high)
         close = [value for value in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < value < high]
         plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
-        axes.set_title(_curve_name(study, metric))
+        if len(metrics) > 1:
+            axes.set_title(_curve_name(study, metric))
         axes.set_xlabel("optimiser step")
-        axes.set_ylabel("nats per sequence")
+        axes.set_ylabel("nats per sequence" if len(metrics) > 1 else "held-out proxy (nats per sequence)")
     return figure, [row for row in study.columns([f"{metric}_nats" for metric in metrics]) if row["step"] > 0]
 
 
@@ -235,7 +236,7 @@ FIGURES: dict[str, FigureSpec] = {
     ),
     "training_curves": FigureSpec(
         training_curves,
-        "The three curves that name the case",
+        "The curves that name the case",
         "All three down: healthy. The first two down and golden up: teacher hacking. Only the first down: "
         "overfitting to the distillation set. The horizontal axis is logarithmic, with step 0 set apart at its left "
         "edge.",

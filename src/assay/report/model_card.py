@@ -9,16 +9,7 @@ from pathlib import Path
 from assay import runs
 from assay.report.files import Row
 from assay.report.tables import Run, read_run, to_markdown
-from assay.report.words import brackets, deed, nats, readable, truth, visible
-
-_MEANS = {
-    "healthy": "no significant loss of truth",
-    "teacher_hacking": "the student moved away from the truth while its distance to the teacher fell or rested",
-    "overfitting": "the student moved away from the truth after the held-out proxy had turned up",
-    "benign_disagreement": "the student ended further from its teacher, at no cost in truth",
-    "undecided": "the evidence does not settle it",
-    "hacking_suspected": "the detector suspects a loss of truth that nothing here could measure",
-}
+from assay.report.words import brackets, deed, meaning, nats, readable, truth, visible
 
 
 def write_model_cards(folder: Path, arms: Sequence[str]) -> None:
@@ -60,7 +51,8 @@ def model_card(run: Run, arm: str, which: str) -> str:
         "",
         _which(entry, which),
         "",
-        f"**Verdict on the run: {readable(entry['verdict'])}** — {_MEANS[entry['verdict']]}. {_severity(entry)}",
+        f"**Verdict on the run: {readable(entry['verdict'])}.** "
+        f"{meaning(entry['verdict'], run.summary['truth'])} {_severity(entry)}".rstrip(),
         "",
         _cell(entry["reason"]),
         "",
