@@ -151,7 +151,7 @@ class FrozenSet:
         The entropy is None where a part of the law is all that is known; the mass is there for lists alone.
         """
         entropy, mass, is_whole = 0.0, 0.0, True
-        for rows, part in by_length(self.batch):
+        for rows, _ in by_length(self.batch):
             signal = self._cache.signal([self.kept[row] for row in rows])
             if isinstance(signal, TopK):
                 is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)

@@ -188,6 +188,13 @@ def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
     return counts
 
 
+def num_stored_signals(experiment: Experiment, arm: ArmConfig) -> int:
+    """Sequences of an arm whose signals go into a store: what the probe walks on, and all but a student's responses."""
+    taken = zip(arm.sources, responses_taken(experiment, arm), strict=True)
+    trained = sum(n for source, n in taken if has_signal(experiment, source) and source.writer != "student")
+    return experiment.probe.num_prompts + num_train_pairs(experiment, arm) + trained
+
+
 def is_sampled(source: SourceConfig) -> bool:
     """Whether a model writes the source's responses during the arm."""
     return source.writer != "dataset" and not source.is_replay
@@ -226,8 +233,7 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
     work.kept.update({"oracle": held_out, "teacher": held_out + train_pairs, "student": monitored})
-    work.scored["teacher"] += held_out  # its entropy
-    work.expanded["teacher"] += held_out
+    work.expanded["teacher"] += held_out  # for its entropy
     times = num_evaluations(experiment)
     work.scored["student"] += times * (2 * held_out + train_pairs + 2 * monitored)
     work.expanded.update(
