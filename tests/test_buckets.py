@@ -132,6 +132,15 @@ def test_rows_that_list_all_may_stand_beside_rows_that_do_not(name: str, paramet
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-9, atol=1e-12)
 
 
+def test_a_student_without_mass_beyond_the_list_has_a_finite_gradient() -> None:
+    """Both laws exclude all that is not listed: 0 · log 0 in the tail, and a log-sum-exp over nothing."""
+    log_p, log_q = (torch.cat([random_log_probs(s, 4, 3), torch.full((4, 5), -torch.inf)], 1) for s in (14, 15))
+    log_q = log_q.requires_grad_()
+    forward_kl(*on_same_buckets(top_k(log_p, 3), log_q)).sum().backward()
+    assert log_q.grad is not None
+    torch.testing.assert_close(log_q.grad, -log_p.exp(), rtol=1e-12, atol=0)
+
+
 def test_signals_of_one_kind_are_joined_and_others_refused() -> None:
     log_p = random_log_probs(1, 3, V)
     joined = concatenated([Dense(log_p[:1]), Dense(log_p[1:])])

@@ -363,8 +363,11 @@ def test_two_processes_fill_one_store(tmp_path: Path, capsys: pytest.CaptureFixt
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:
-        process.communicate("go\n", timeout=600)
-        assert process.returncode == 0
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        assert process.wait(600) == 0
     everything = of_rows(list(range(24)))
     for found, live in zip(
         SignalStore(gpt2(1), tmp_path).take(everything), CachedLogProbs(gpt2(1)).compute(everything), strict=True

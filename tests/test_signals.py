@@ -161,7 +161,13 @@ def test_hard_labels_have_no_use_for_listed_tokens() -> None:
 @pytest.mark.parametrize("k", [1, 5, VOCAB_SIZE, 99])
 def test_kept_lists_are_those_of_the_live_law(make, k: int) -> None:  # type: ignore[no-untyped-def]
     cache = CachedLogProbs(make(1), k)
-    signal = cache.signal(cache.compute(BATCH))
+    kept = cache.compute(BATCH)
+    assert {name: values.dtype for name, values in kept[0].items()} == {
+        "token_ids": torch.int32,  # half of what torch needs to look them up, and more than any vocabulary has
+        "log_p": torch.float32,
+        "log_tail": torch.float32,
+    }
+    signal = cache.signal(kept)
     assert isinstance(signal, TopK)
     live = top_k(make(1).log_probs(BATCH), k)
     assert torch.equal(signal.token_ids_NK, live.token_ids_NK)

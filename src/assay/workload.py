@@ -65,7 +65,8 @@ class Work:
         for role, size in sizes.items():
             whole = whole_role(experiment, role, size)
             body, head = (_per_sequence(task, whole), task.max_response_tokens * whole.num_head_parameters)
-            dense = size.vocab_size <= DENSE_VOCABULARY_LIMIT
+            listed = role == "teacher" and experiment.distillation.teacher_top_k is not None
+            dense = listed or size.vocab_size <= DENSE_VOCABULARY_LIMIT
             total += 2 * ((self.written[role] + self.scored[role]) * (body + head) + self.kept[role] * body)
             total += 2 * head * (self.kept[role] if dense else self.expanded[role])
             one = _per_sequence(task, size) + task.max_response_tokens * size.num_head_parameters
