@@ -18,7 +18,7 @@ from assay.models.exact import HiddenMarkovModel, MarkovChain
 from assay.models.language_model import LanguageModel
 from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
-from assay.types import Batch
+from assay.types import Batch, Dense
 from tiny_models import EOS, VOCAB_SIZE, bart, gpt2, llama, t5
 
 ADAPTERS = {
@@ -74,11 +74,13 @@ def test_what_is_cached_of_a_model_is_what_it_says(
     """Both ways of keeping it: log-probabilities, and hidden states that the head expands later."""
     monkeypatch.setattr(cached, "DENSE_VOCABULARY_LIMIT", dense_limit)
     stored = cached.CachedLogProbs(model)
-    assert stored.dense == (dense_limit > 0)
+    assert stored.kind == ("log_probs" if dense_limit else "hidden")
     batch = Batch(PROMPTS, RESPONSES)
     kept = stored.compute(batch)
-    assert torch.allclose(stored.expand(kept), model.log_probs(batch), atol=2e-5)
-    assert torch.allclose(stored.expand(kept[2:]), model.log_probs(batch[2:4]), atol=2e-5)
+    for rows in (slice(0, 4), slice(2, 4)):
+        signal = stored.signal(kept[rows])
+        assert isinstance(signal, Dense)
+        assert torch.allclose(signal.log_p_NV, model.log_probs(batch[rows]), atol=2e-5)
 
 
 def test_a_prefix_is_scored_alike_whatever_follows(model: LanguageModel) -> None:

@@ -190,6 +190,11 @@ class DistillationConfig:
     teacher writes when asked with ``paraphrase_template`` ("Say it in other words: {prompt}"). A new prompt is dropped
     when the teacher's log-likelihood of the original's response falls by more than ``augmentation_tolerance`` (nats
     per token) under it; docs/diversity.md says what else it must be.
+
+    ``teacher_top_k``: of the teacher's law at each token its so many most probable tokens are kept, and the mass of all
+    others as one bucket; the loss, the proxy and the train proxy are then lower bounds. None: exact. ``signal_store``:
+    a folder, relative to the current one, where what the teacher says about responses is kept for other students and
+    runs (docs/signals.md).
     """
 
     num_prompts: int = 256
@@ -201,6 +206,8 @@ class DistillationConfig:
     templates: tuple[str, ...] = ()
     paraphrase_template: str | None = None
     augmentation_tolerance: float = 0.1
+    teacher_top_k: int | None = None
+    signal_store: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.buckets import lists_all, on_same_buckets
 from assay.config import ProbeConfig
 from assay.estimators import negative_log_likelihood, rao_blackwell
 from assay.models.batching import SAMPLING_BATCH_SIZE
-from assay.models.cached import CachedLogProbs, by_length
+from assay.models.cached import CachedLogProbs, Kept, by_length
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
 from assay.statistics import mean_estimate
-from assay.types import Batch, Prompt, Response, Writer
+from assay.types import Batch, Dense, Prompt, Response, TopK, Writer
 
 
 def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
@@ -96,24 +97,28 @@ class Evaluation:
 
 @dataclass
 class FrozenSet:
-    """Fixed sequences with what a frozen walker says about them, scored against any student."""
+    """Fixed sequences with what a frozen walker says about them, scored against any student.
+
+    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone.
+    """
 
     metric: str
     prompts: Sequence[Prompt]
     responses: Sequence[Response]
-    walker: LanguageModel | None
-    kept: list[Tensor] = field(default_factory=list)
+    walker: LanguageModel | CachedLogProbs | None
+    kept: list[Kept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
         if self.walker is not None:
-            self._cache = CachedLogProbs(self.walker)
+            self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
             self.kept = self._cache.compute(self.batch)
 
     @torch.no_grad()
     def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
         """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
 
+        Of a walker that lists its most probable tokens a lower bound: the KL on these and all others as one bucket.
         For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
         the walker's ``TOP`` most probable tokens that are among the student's.
         """
@@ -126,11 +131,11 @@ class FrozenSet:
                 token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
                 value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
             else:
-                log_p_NV = self._cache.expand([self.kept[row] for row in rows])
-                value_B = rao_blackwell(log_p_NV, log_q_NV, part.lengths)
+                signal = self._cache.signal([self.kept[row] for row in rows])
+                value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
                 if self.metric == "proxy":
                     entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-                    overlap += top_overlap(log_p_NV, log_q_NV)
+                    overlap += top_overlap(signal, log_q_NV)
             values[rows] = value_B.double().cpu().numpy()
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
@@ -139,12 +144,42 @@ class FrozenSet:
         num_tokens = self.batch.num_tokens
         return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": overlap / num_tokens}
 
+    @torch.no_grad()
+    def of_the_walker(self) -> dict[str, float | None]:
+        """Means over the tokens of what the walker says: its entropy in nats, and the mass of the tokens it lists.
 
-def top_overlap(log_p_NV: Tensor, log_q_NV: Tensor) -> float:
-    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among q's (all of them, if V is less)."""
-    top = min(TOP, log_p_NV.shape[1])
-    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p_NV, log_q_NV))
-    return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
+        The entropy is None where a part of the law is all that is known; the mass is there for lists alone.
+        """
+        entropy, mass, is_whole = 0.0, 0.0, True
+        for rows, _ in by_length(self.batch):
+            signal = self._cache.signal([self.kept[row] for row in rows])
+            if isinstance(signal, TopK):
+                is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
+                mass += float(signal.log_p_NK.exp().sum())
+            entropy -= _sum_p_log_p(signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK)
+        num_tokens = self.batch.num_tokens
+        listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
+        return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}
+
+
+def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:
+    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among as many of q's.
+
+    All of them, where p lists or the vocabulary has fewer.
+    """
+    log_p = signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK
+    top = min(TOP, log_p.shape[1])
+    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p, log_q_NV))
+    if isinstance(signal, Dense):
+        return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
+    is_listed_NK = signal.log_p_NK.gather(1, p_NK) > -torch.inf  # a row may be filled up
+    p_NK = signal.token_ids_NK.gather(1, p_NK)
+    is_shared_NK = is_listed_NK & (p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2)
+    return float((is_shared_NK.sum(1) / is_listed_NK.sum(1)).sum())
+
+
+def _sum_p_log_p(log_p: Tensor) -> float:
+    return float((log_p.exp() * log_p).nan_to_num(nan=0.0).sum())  # 0 · log 0 = 0
 
 
 class Probe:
@@ -154,7 +189,8 @@ class Probe:
     along teacher responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to
     distillation prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
     ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
-    responses of the student as it was before distillation.
+    responses of the student as it was before distillation. Where the teacher lists its most probable tokens, proxy and
+    train proxy are lower bounds, and ``captured_mass`` says how much of its law is listed along the proxy's responses.
     """
 
     def __init__(self, sets: Sequence[FrozenSet], config: ProbeConfig, *, max_response_tokens: int, seed: int) -> None:
@@ -164,8 +200,7 @@ class Probe:
         self._max_response_tokens = max_response_tokens
         self._seed = seed
         proxy = next(s for s in sets if s.metric == "proxy")
-        assert proxy.walker is not None
-        self._teacher_entropy = proxy.against(proxy.walker)[1]["entropy_nats_per_token"]
+        self._of_the_teacher = proxy.of_the_walker()
         self.free_prompts = proxy.prompts[: config.num_monitored]
         self.has_references = any(s.metric == "reference_nll" for s in sets)
 
@@ -184,7 +219,7 @@ class Probe:
             if frozen.metric == "proxy":
                 means["student_entropy_nats_per_token"] = company["entropy_nats_per_token"]
                 means["top_overlap"] = company["top_overlap"]
-                means["teacher_entropy_nats_per_token"] = self._teacher_entropy
+                means |= self._of_the_teacher
         samples = write_responses(
             student,
             "student",
@@ -235,17 +270,20 @@ def build_probe(
     *,
     max_response_tokens: int,
     seed: int,
+    teacher_cache: CachedLogProbs | None = None,
 ) -> Probe:
     """The probe of one arm. ``models`` holds teacher, as "student" the student's frozen start, and any oracle.
 
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
-    the teacher responses that the train proxy walks on. Without an oracle there is no golden, and the references of
-    all held-out prompts are scored: −log student of them is golden, up to a constant, with references as the truth.
+    the teacher responses that the train proxy walks on; ``teacher_cache`` says how the teacher's word on both is kept
+    (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
+    scored: −log student of them is golden, up to a constant, with references as the truth.
     """
     monitored = config.num_monitored
+    teacher = teacher_cache or models["teacher"]
     sets = [
-        FrozenSet("proxy", held_out, responses["teacher"], models["teacher"]),
-        FrozenSet("train_proxy", *train_pairs, models["teacher"]),
+        FrozenSet("proxy", held_out, responses["teacher"], teacher),
+        FrozenSet("train_proxy", *train_pairs, teacher),
         FrozenSet("kl_from_start", held_out[:monitored], responses["student"][:monitored], models["student"]),
     ]
     if "oracle" in models:

@@ -18,9 +18,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay import provenance, runs
-from assay.config import Experiment, SourceConfig, TrainingConfig
+from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
 from assay.data.augmentation import Text, paraphrase_instructions, retold
 from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, pool_size, present_pairs
+from assay.data.signal_store import SignalStore, tokenizer_digest
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
 from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
@@ -28,6 +29,7 @@ from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
 from assay.models.averaging import Learner
+from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
 from assay.models.language_model import LanguageModel
 from assay.models.loading import (
@@ -43,6 +45,7 @@ from assay.models.pretrained import PretrainedModel
 from assay.recorder import Recorder, probe_table
 from assay.training import fit, save_model, save_tokenizer
 from assay.types import Progress, Prompt, Response, Writer
+from assay.workload import num_stored_signals
 
 Report = Callable[[Progress], None]
 
@@ -177,6 +180,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     check_fits(work.tokenizer, first)
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
+    _check_temperature(experiment, models["teacher"])
     _check_references(work)
     stage_one = work.prompts("oracle", experiment.stage_one.num_oracle_prompts) if "oracle" in models else []
     _check_leaks(work.held_out(), stage_one, work.distillation_pool())
@@ -184,6 +188,16 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
         _check_augmentation(work, models["teacher"])
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
     return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
+
+
+def _check_temperature(experiment: Experiment, teacher: PretrainedModel) -> None:
+    """Refuses a softmax temperature where a part of the teacher's law is kept: it changes the mass of every token."""
+    config = experiment.distillation
+    if (config.teacher_top_k or teacher.vocab_size) < teacher.vocab_size and config.training.softmax_temperature != 1:
+        raise AssayError(
+            f"a softmax temperature needs the teacher's law on all {teacher.vocab_size} tokens, but "
+            f"distillation.teacher_top_k is {config.teacher_top_k}: set softmax_temperature to 1, or leave it out"
+        )
 
 
 def _check_references(work: Workspace) -> None:
@@ -341,19 +355,19 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         experiment.distillation, work.distillation_pool(), work.held_out(), teacher, work.text, experiment.seed
     )
     counters = Counters()
-    signal = DIVERGENCES[training.divergence].needs == "distribution"
+    cache = _teacher_cache(work, arm, teacher, report)
     sources = [
-        _source(work, config, chosen.prompts, models, counters, signal, index)
+        _source(work, config, chosen.prompts, models, counters, cache, index)
         for index, config in enumerate(arm.sources)
     ]
     fresh = None
     if arm.policy == "auto":
-        fresh = _source(work, _FRESH, chosen.prompts, models, counters, signal, len(sources))
+        fresh = _source(work, _FRESH, chosen.prompts, models, counters, cache, len(sources))
     mixture = Mixture(sources, training.batch_size, fresh)
     train_pairs = _train_pairs(work, mixture, chosen.prompts, teacher)
     table = responses_table(*train_pairs, work.tokenizer, split="distillation", seed=experiment.seed, arm=name)
     runs.write_table(arm_folder / "train_pairs.parquet", table)
-    probe = _build_probe(work, train_pairs, models)
+    probe = _build_probe(work, train_pairs, models, cache)
     torch.manual_seed(experiment.seed)  # for dropout and low-rank updates: everything else has seeds of its own
     recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report)
     state = fit(
@@ -402,6 +416,7 @@ def _build_probe(
     work: Workspace,
     train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
     models: Mapping[Writer, LanguageModel],
+    teacher_cache: CachedLogProbs,
 ) -> Probe:
     experiment = work.experiment
     models = {**models, "student": work.tuned("student")}
@@ -414,6 +429,7 @@ def _build_probe(
         experiment.probe,
         max_response_tokens=experiment.task.max_response_tokens,
         seed=experiment.seed,
+        teacher_cache=teacher_cache,
     )
 
 
@@ -429,16 +445,41 @@ def _train_pairs(
     return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
 
 
+def _teacher_cache(
+    work: Workspace, arm: ArmConfig, teacher: PretrainedModel | Ensemble, report: Report
+) -> CachedLogProbs:
+    """How the teacher's word on responses is kept in an arm: in memory, or in a store that other runs share."""
+    experiment, config = work.experiment, work.experiment.distillation
+    if config.signal_store is None:
+        return CachedLogProbs(teacher, config.teacher_top_k)
+    return SignalStore(
+        teacher,
+        Path(config.signal_store),
+        top_k=config.teacher_top_k,
+        settings={"tokenizer": tokenizer_digest(work.tokenizer), "template": experiment.task.template},
+        provenance={
+            "seed": experiment.seed,
+            "arm": arm.name,
+            "sampling_temperature": config.sampling_temperature,
+            "max_response_tokens": experiment.task.max_response_tokens,
+        },
+        expected_tokens=num_stored_signals(experiment, arm) * experiment.task.max_response_tokens,
+        announce=lambda text: report(Progress(text, 1, 1)),
+    )
+
+
 def _source(
     work: Workspace,
     config: SourceConfig,
     prompts: Sequence[Prompt],
     models: Mapping[Writer, LanguageModel],
     counters: Counters,
-    signal: bool,
+    cache: CachedLogProbs,
     index: int,
 ) -> ResponseSource:
     distillation = work.experiment.distillation
+    if config.writer == "student":  # its responses are never met again: no store
+        cache = CachedLogProbs(models["teacher"], distillation.teacher_top_k)
     source = ResponseSource(
         config,
         work.source_prompts(config, prompts),
@@ -447,7 +488,8 @@ def _source(
         completions_per_prompt=config.completions(distillation.completions_per_prompt),
         sampling_temperature=1.0 if config.is_replay else distillation.sampling_temperature,
         seed=work.experiment.seed,
-        signal=signal,
+        signal=DIVERGENCES[distillation.training.divergence].needs == "distribution",
+        cache=cache,
         index=index,
         counters=counters,
     )

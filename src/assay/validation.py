@@ -73,6 +73,7 @@ def validate(experiment: Experiment) -> None:
     if experiment.task.template is not None:
         template_columns(experiment.task.template)
     _check_diversity(experiment.distillation)
+    _check_signals(experiment.distillation)
     _check_name("recipe", experiment.recipe)
     _check_arms(experiment.arms)
     _check_cures(training)
@@ -123,6 +124,21 @@ def _check_diversity(config: DistillationConfig) -> None:
             raise AssayError("augmentation 'paraphrases' needs distillation.paraphrase_template, which shows {prompt}")
         if set(template_columns(config.paraphrase_template)) != {"prompt"}:
             raise AssayError("distillation.paraphrase_template may show {prompt} alone, which is the whole prompt")
+
+
+def _check_signals(config: DistillationConfig) -> None:
+    if config.teacher_top_k is not None and config.teacher_top_k < 1:
+        raise AssayError(
+            f"config field 'distillation.teacher_top_k' is {config.teacher_top_k}: it must be at least 1, or null for "
+            "the whole law"
+        )
+    if config.teacher_top_k is not None and config.training.divergence == "hard_labels":
+        raise AssayError(
+            "hard_labels learns from the teacher's text, not from its law: leave distillation.teacher_top_k out, or "
+            "choose another divergence"
+        )
+    if config.signal_store is not None and not config.signal_store.strip():
+        raise AssayError("distillation.signal_store is empty: name a folder, or leave it out")
 
 
 def template_columns(template: str) -> list[str]:
