@@ -146,7 +146,7 @@ def test_samples_are_distributed_as_the_scores_say(model: CausalModel, url: str,
     """Chi-square over the pairs of first tokens: the second token's law hangs on the first."""
     number, prompt = 3000, (5, 3)
     teacher = ServedModel(url, word_tokenizer(), ServerConfig(top_k=VOCAB_SIZE, concurrency=32))
-    seeds = [response_seed("chi-square", temperature, i) for i in range(number)]
+    seeds = [response_seed("chi-square", str(temperature), i) for i in range(number)]
     found = Counter(teacher.sample([prompt] * number, seeds, 2, temperature))
     signal = teacher.top_k(Batch([prompt] * VOCAB_SIZE, [(first, EOS) for first in range(VOCAB_SIZE)]))
     log_p_NV = torch.full((2 * VOCAB_SIZE, VOCAB_SIZE), -torch.inf).scatter(1, signal.token_ids_NK, signal.log_p_NK)
@@ -178,5 +178,5 @@ def test_what_vllm_refuses_is_said(model: CausalModel, url: str) -> None:
         teacher.top_k(Batch([(2,) * 60], [(3,) * 4]))
     teacher.top_k(Batch([(2,) * 60], [(3,) * 3]))
     teacher.num_top = MAX_LOGPROBS + 1
-    with pytest.raises(AssayError, match="greater than max allowed: 23 .*--max-logprobs 24"):
+    with pytest.raises(AssayError, match=r"greater than max allowed: 23 .*--max-logprobs 24"):
         teacher.top_k(batch(model, 1))

@@ -280,7 +280,7 @@ class ServedModel:
         }
         advice = "scoring needs vLLM" if "prompt_logprobs" in settings else ""
         if settings.get("prompt_logprobs"):
-            advice = f"scoring needs vLLM, started with --max-logprobs {self.num_top} or more for models.server.top_k"
+            advice = f"scoring needs vLLM, with --max-logprobs {self.num_top} or more, or a lower models.server.top_k"
         answer = self._server.post("/completions", body | settings, advice)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
@@ -302,7 +302,7 @@ class ServedModel:
         print(
             f"assay: the {self.num_top} tokens that {self.name} lists hold {mass_N.mean():.2%} of its mass on average "
             f"({np.quantile(mass_N, 0.05):.2%} at the 5 % quantile) over the {len(mass_N)} response tokens of the "
-            "first batch; the rest is one bucket",
+            "first batch; the rest, if any, is one bucket",
             file=sys.stderr,
         )
 
