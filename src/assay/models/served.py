@@ -30,6 +30,8 @@ _TEXTS = (
     "def f(x):\n    return {x: [1, 2]}  # 100%",
     "Ωμέγα 漢字 🙂",
 )
+_TEXT_ONLY = "distil from its text alone (models.teacher null, its responses in a column task.responses)"
+
 _SPREAD_TOKENS = 96
 _TOKENS_OF_A_TEXT = 8
 
@@ -159,7 +161,7 @@ class ServedModel:
                 raise AssayError(
                     f"the tokenizer of {self.name} is not the student's: {text[:60]!r} begins with ids "
                     f"{theirs[:8]} there and {ours[1:9]} here (after the first): exact divergences need one tokenizer; "
-                    "choose a student of the served model's family, or distil from the teacher's text alone"
+                    f"choose a student of the served model's family, or {_TEXT_ONLY}"
                 )
             compared = True
         if not compared:
@@ -184,8 +186,8 @@ class ServedModel:
         ids = _sampled_ids(choice)
         if ids is None:
             raise AssayError(
-                f"{self.name} samples text without token ids, and text cannot be turned back into the same tokens: "
-                "distil from the teacher's text alone, or serve it with vLLM"
+                f"{self.name} samples text without token ids, and text cannot be turned back into the same tokens: serve "
+                f"the teacher with vLLM, or {_TEXT_ONLY}"
             )
         if not 0 < len(ids) <= max_response_tokens or not all(0 <= i < self.vocab_size for i in ids):
             raise AssayError(
@@ -260,7 +262,7 @@ class ServedModel:
         if not isinstance(rows, list):
             raise AssayError(
                 f"{self.name} answers without prompt_logprobs, so it cannot score given responses: serve the teacher "
-                "with vLLM, or distil from its text alone"
+                f"with vLLM, or {_TEXT_ONLY}"
             )
         return rows
 
