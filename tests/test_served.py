@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -223,6 +225,12 @@ def test_lengths_leave_room_for_the_token_that_scoring_adds(stub: Stub) -> None:
     served(stub).check_lengths(20_000, 12_000)
 
 
+def test_a_missing_library_is_one_sentence(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(AssayError, match=r"needs the library httpx2: pip install 'assay\[server\]'"):
+        served(stub)
+
+
 # --- faults on the way
 
 
@@ -249,6 +257,26 @@ def test_results_keep_their_order_when_one_comes_late(stub: Stub) -> None:
     expected, begun = model.top_k(BATCH), len(stub.requests)
     stub.alter = lambda n, request, reply: Reply(status=500) if n == begun else reply
     assert torch.equal(model.top_k(BATCH).token_ids_NK, expected.token_ids_NK)
+
+
+def test_so_many_requests_run_at_a_time_and_no_more(stub: Stub) -> None:
+    """Each of six requests waits for another one: alone it would never be answered."""
+    model = served(stub, concurrency=2)
+    pair, lock, running, most = threading.Barrier(2), threading.Lock(), 0, 0
+
+    def meet(n: int, request: dict[str, Any], reply: Reply) -> Reply:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pair.wait(30)
+        with lock:
+            running -= 1
+        return reply
+
+    stub.alter = meet
+    model.sample([(5,)] * 6, range(6), 3)
+    assert most == 2
 
 
 def cut(reply: Reply) -> Reply:

@@ -202,10 +202,10 @@ def check_server_url(url: str) -> None:
     """Raises AssayError unless ``url`` names a server and nothing else: what is in it is written into manifests."""
     try:
         parts = urlsplit(url)
-        names_a_host = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number, brackets that do not close
-        names_a_host = False
-    if not names_a_host or not url.isprintable() or " " in url:
+        parts, usable = urlsplit(""), False
+    if not usable or not url.isprintable() or " " in url:
         raise AssayError("the teacher's server is no URL of the form http://host:port/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise AssayError(

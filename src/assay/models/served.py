@@ -186,8 +186,8 @@ class ServedModel:
         ids = _sampled_ids(choice)
         if ids is None:
             raise AssayError(
-                f"{self.name} samples text without token ids, and text cannot be turned back into the same tokens: serve "
-                f"the teacher with vLLM, or {_TEXT_ONLY}"
+                f"{self.name} samples text without token ids, and text cannot be turned back into the same tokens: "
+                f"serve the teacher with vLLM, or {_TEXT_ONLY}"
             )
         if not 0 < len(ids) <= max_response_tokens or not all(0 <= i < self.vocab_size for i in ids):
             raise AssayError(
@@ -319,13 +319,10 @@ def _vocabulary_texts(tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, 
 
 def _sampled_ids(choice: dict[str, Any]) -> list[int] | None:
     """The ids of a sampled response, from either place where servers put them; None where there are none."""
-    ids = choice.get("token_ids")
+    ids: Any = choice.get("token_ids")
     if ids is None:
         logprobs = choice.get("logprobs")
-        tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
-        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-            return None
-        found = [re.fullmatch(r"token_id:([0-9]+)", token) for token in tokens]
+        names = logprobs.get("tokens") if isinstance(logprobs, dict) else None
+        found = [re.fullmatch(r"token_id:([0-9]+)", str(name)) for name in names] if isinstance(names, list) else [None]
         ids = [int(match[1]) if match else None for match in found]
-    whole = isinstance(ids, list) and all(type(i) is int for i in ids)
-    return ids if whole else None
+    return ids if isinstance(ids, list) and all(type(i) is int for i in ids) else None

@@ -57,6 +57,7 @@ class Server:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, max_retries: int, advice: str = "") -> Any:
         import httpx2
 
+        problem = ""
         for attempt in range(max_retries + 1):
             asked_delay_seconds = None
             try:
