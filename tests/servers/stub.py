@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay.models.causal import CausalModel
@@ -23,11 +24,15 @@ MODEL = "tiny"
 
 
 def word_tokenizer(words: str = "abcdefghijklmnopqrstu") -> PreTrainedTokenizerFast:
-    """A tokenizer of 23 words, the end of a sequence first, for models of tests/tiny_models.py."""
+    """A tokenizer of 23 words, the end of a sequence first, for models of tests/tiny_models.py.
+
+    Like Llama's it puts a special token before text, unless told not to.
+    """
     vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", *words])}
     assert (len(vocabulary), vocabulary["<eos>"]) == (VOCAB_SIZE, EOS)
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", EOS)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
 
 
