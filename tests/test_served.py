@@ -81,6 +81,8 @@ def test_listed_are_the_likeliest_and_the_responses_own_token_and_the_tail_is_th
         real = log_p > -math.inf
         assert set(ids[real].tolist()) == wanted
         assert int(real.sum()) == len(wanted)
+        assert ids[0] == expected.argmax()
+        assert torch.equal(log_p, log_p.sort(descending=True).values)
         assert (ids[~real] == ids[0]).all()
         assert torch.allclose(log_p[real].double(), expected[ids[real]], atol=1e-5)
         rest = 1 - expected[sorted(wanted)].exp().sum()
@@ -225,6 +227,10 @@ def test_lengths_leave_room_for_the_token_that_scoring_adds(stub: Stub) -> None:
     served(stub).check_lengths(20_000, 12_000)
 
 
+def test_how_long_a_server_may_take_is_the_configs(stub: Stub) -> None:
+    assert served(stub, timeout_seconds=7.5)._server._client.timeout.read == 7.5
+
+
 def test_a_missing_library_is_one_sentence(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", None)
     with pytest.raises(AssayError, match=r"needs the library httpx2: pip install 'assay\[server\]'"):
@@ -234,22 +240,36 @@ def test_a_missing_library_is_one_sentence(stub: Stub, monkeypatch: pytest.Monke
 # --- faults on the way
 
 
-def test_errors_that_pass_are_waited_for(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = served(stub)
-    expected = model.top_k(BATCH)
-    waits: list[float] = []
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that are waited for, none of them in truth."""
     monkeypatch.setattr(server, "_FIRST_DELAY_SECONDS", 0.5)
-    monkeypatch.setattr(server.time, "sleep", waits.append)
-    faults = [Reply(status=500), Reply(status=429), Reply(status=503, headers={"Retry-After": "7"})]
-    begun = len(stub.requests)
-    stub.alter = lambda n, request, reply: faults[n - begun] if n - begun < 2 else reply
-    assert torch.equal(model.top_k(BATCH[:1]).log_p_NK, expected.log_p_NK[:3])
-    assert 0.25 <= waits[0] <= 0.75
-    assert 0.5 <= waits[1] <= 1.5
-    begun, faults = len(stub.requests), faults[2:]
-    stub.alter = lambda n, request, reply: faults[0] if n == begun else reply
-    model.top_k(BATCH[:1])
-    assert waits[2:] == [7]
+    waited: list[float] = []
+    monkeypatch.setattr(server.time, "sleep", waited.append)
+    return waited
+
+
+def test_errors_that_pass_are_waited_for_twice_as_long_each_time(stub: Stub, waits: list[float]) -> None:
+    model = served(stub, max_retries=9)
+    expected, begun = model.top_k(BATCH[:1]), len(stub.requests)
+    jitters: list[tuple[float, float]] = []
+    model._server._jitter.uniform = lambda *bounds: jitters.append(bounds) or 1.0  # type: ignore[method-assign]
+    faults = [Reply(status=status) for status in (500, 429, 502, 503, 504, 500, 500, 500)]
+    faults.insert(2, Reply(status=429, headers={"Retry-After": "7"}))
+    stub.alter = lambda n, request, reply: faults[n - begun] if n - begun < len(faults) else reply
+    assert torch.equal(model.top_k(BATCH[:1]).log_p_NK, expected.log_p_NK)
+    assert waits == [0.5, 1, 7, 4, 8, 16, 30, 30, 30]
+    assert set(jitters) == {(0.5, 1.5)}
+
+
+def test_nothing_is_waited_for_after_the_last_try_or_where_waiting_cannot_help(stub: Stub, waits: list[float]) -> None:
+    model = served(stub, max_retries=3)
+    for status, num_waits in ((500, 3), (400, 0), (401, 0)):
+        stub.alter = lambda n, request, reply, status=status: Reply(status=status)
+        with pytest.raises(AssayError):
+            model.top_k(BATCH[:1])
+        assert len(waits) == num_waits
+        waits.clear()
 
 
 def test_results_keep_their_order_when_one_comes_late(stub: Stub) -> None:
