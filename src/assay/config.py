@@ -32,8 +32,24 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """How a teacher behind an OpenAI-compatible server is asked; its URL is ``models.teacher``.
+
+    ``model`` is the name that the server gives it (null: the only one served). ``top_k`` is the number of likeliest
+    tokens that it lists at each position. The server's key is no field: set the environment variable
+    ASSAY_SERVER_API_KEY.
+    """
+
+    model: str | None = None
+    top_k: int = 32
+    timeout_seconds: float = 60.0
+    max_retries: int = 5
+    concurrency: int = 8
+
+
+@dataclass(frozen=True)
 class ModelsConfig:
-    """The three roles: names of embedded bases, local checkpoint folders, or hub ids.
+    """The three roles: names of embedded bases, local checkpoint folders, or hub ids; the teacher may be served.
 
     One tokenizer serves all of them: the oracle's. ``oracle`` None is a run without one: there is no stage 1, teacher
     and student begin as they are, the tokenizer is the student's, and the truth is what held-out references say, if
@@ -42,7 +58,7 @@ class ModelsConfig:
     ``teacher_is_oracle`` makes the oracle itself the teacher (control). ``student_initialisation`` "random" draws the
     student's weights instead of loading them (control). ``num_teachers`` above 1: so many teachers from one base, each
     fine-tuned on a bootstrap resample of the oracle's responses of its own, are the teacher together: the mean of their
-    next-token laws.
+    next-token laws. A ``teacher`` that is a URL ("http://host:port/v1") is asked as ``server`` says.
     """
 
     oracle: str | None = "define-oracle"
@@ -52,6 +68,13 @@ class ModelsConfig:
     num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
+    server: ServerConfig = ServerConfig()
+
+    @property
+    def teacher_url(self) -> str | None:
+        """The URL of the server that is the teacher, where one is."""
+        served = self.teacher is not None and "://" in self.teacher and not self.teacher_is_oracle
+        return self.teacher if served else None
 
     @property
     def names(self) -> dict[Writer, str]:

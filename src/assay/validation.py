@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import string
+from urllib.parse import urlsplit
 
 from assay.config import ArmConfig, DistillationConfig, Experiment, SourceConfig, TrainingConfig
 from assay.errors import AssayError
@@ -24,6 +25,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}num_micro_batches",
         f"{_TRAINING}checkpoint_every",
         "models.num_teachers",
+        "models.server.top_k",
+        "models.server.concurrency",
     ),
     (0, math.inf): (
         "stage_one.teacher_epochs",
@@ -35,8 +38,10 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}weight_decay",
         f"{_TRAINING}anchor_weight",
         "probe.num_shown",
+        "models.server.max_retries",
     ),
     (1e-12, math.inf): (
+        "models.server.timeout_seconds",
         "stage_one.learning_rate",
         f"{_TRAINING}learning_rate",
         f"{_TRAINING}softmax_temperature",
@@ -195,11 +200,34 @@ def _check_cures(training: TrainingConfig) -> None:
 
 
 def _check_teachers(experiment: Experiment) -> None:
-    number = experiment.models.num_teachers
+    number, url = experiment.models.num_teachers, experiment.models.teacher_url
     if number > 1 and experiment.models.teacher_is_oracle:
         raise AssayError(f"models.num_teachers is {number}, but the oracle is the teacher: set it to 1")
     if number > 1 and experiment.stage_one.teacher_epochs == 0:
         raise AssayError(f"{number} teachers without SFT are all the same: raise stage_one.teacher_epochs")
+    if url is None:
+        return
+    check_server_url(url)
+    if number > 1:
+        raise AssayError(f"models.num_teachers is {number}, but a server is one teacher: set it to 1")
+    if experiment.models.oracle is not None and experiment.stage_one.teacher_epochs > 0:
+        raise AssayError("a served teacher cannot be fine-tuned: set stage_one.teacher_epochs to 0")
+
+
+def check_server_url(url: str) -> None:
+    """Raises AssayError unless ``url`` names a server and nothing else: what is in it is written into manifests."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        parts, usable = urlsplit(""), False
+    if not usable or not url.isprintable() or " " in url:
+        raise AssayError("the teacher's server is no URL of the form http://host:port/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise AssayError(
+            "the URL of the teacher's server holds more than http://host:port/v1: leave out user names, passwords and "
+            "what follows '?' or '#'; a key belongs into the environment variable ASSAY_SERVER_API_KEY"
+        )
 
 
 def _check_roles(experiment: Experiment) -> None:

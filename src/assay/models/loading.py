@@ -20,11 +20,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from assay.config import ModelsConfig
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
 from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
+from assay.models.served import ServedModel
 from assay.types import Framing
 
 logging.disable_progress_bar()
@@ -87,6 +89,16 @@ def load_model(name: str, device: str = "cpu") -> PretrainedModel:
             first = sorted(map(str, found[kind]))[0]
             raise AssayError(f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole")
     return adapter(module.to(device).eval(), name)
+
+
+def load_teacher(models: ModelsConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedModel | ServedModel:
+    """The teacher as it is before stage 1: a checkpoint, or where its name is a URL, what is served there.
+
+    ``tokenizer`` is the run's: a server has to have the same. Raises AssayError as ``load_model`` and ``ServedModel``.
+    """
+    if models.teacher_url is not None:
+        return ServedModel(models.teacher_url, tokenizer, models.server)
+    return load_model(models.names["teacher"], models.device)
 
 
 def random_model(name: str, seed: int, device: str = "cpu") -> PretrainedModel:
