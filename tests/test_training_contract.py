@@ -17,12 +17,19 @@ from assay.divergences import forward_kl
 from assay.models.pretrained import PretrainedModel, right_padded
 from assay.training import distillation_loss
 from assay.types import Batch, Dense
-from tiny_models import EOS, bart, gpt2, t5
+from tiny_models import EOS, bart, gemma2, gpt2, llama, qwen3, t5
 
 PROMPTS = [(5,), (7, 3, 9, 2), (4, 4), (11, 2, 8, 6, 1, 3), (6, 2)]
 RESPONSES = [(3, 8, EOS), (6,), (EOS,), (2, 9, 4, 7, EOS), (9, 9)]
 PAIRS: dict[str, tuple[PretrainedModel, PretrainedModel]] = {
     "gpt2": (gpt2(1), gpt2(2)),
+    "gpt2-untied": (gpt2(1, tied=False), gpt2(2, tied=False)),
+    "llama-tied": (llama(1, tied=True), llama(2, tied=True)),
+    "llama-untied": (llama(1), llama(2)),
+    "qwen3-tied": (qwen3(1), qwen3(2)),
+    "qwen3-untied": (qwen3(1, tied=False), qwen3(2, tied=False)),
+    "gemma2-tied": (gemma2(1), gemma2(2)),
+    "gemma2-untied": (gemma2(1, tied=False), gemma2(2, tied=False)),
     "t5": (t5(1), t5(2)),
     "mt5": (t5(1, gated=True), t5(2, gated=True)),
     "bart": (bart(1), bart(2)),
