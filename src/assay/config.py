@@ -39,6 +39,11 @@ class ModelsConfig:
     (control). ``student_initialisation`` "random" draws the student's weights instead of loading them (control).
     ``num_teachers`` above 1: so many teachers from one base, each fine-tuned on a bootstrap resample of the oracle's
     responses of its own, are the teacher together: the mean of their next-token laws.
+
+    ``vocabulary`` "same" wants models with as many output rows; "shared" cuts the law of every model to the ids up to
+    the tokenizer's largest, renormalised over them: rows that pad a vocabulary go, the weights on disk stay whole.
+    ``allow_pickle`` reads pickled weights where there are no safetensors; ``trust_remote_code`` runs the Python code
+    that a checkpoint brings along. Both are for checkpoints whose makers you trust.
     """
 
     oracle: str = "define-oracle"
@@ -48,6 +53,9 @@ class ModelsConfig:
     num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
+    vocabulary: Literal["same", "shared"] = "same"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from assay.models.loading import (
     load_framing,
     load_model,
     load_tokenizer,
+    num_token_ids,
     random_model,
 )
 from assay.models.pretrained import PretrainedModel
@@ -54,8 +55,9 @@ class Workspace:
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment = experiment
         self.folder = folder
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(experiment.models.oracle)
-        self.framing = load_framing(experiment.models.oracle, self.tokenizer)
+        models = experiment.models
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(models.oracle, models.trust_remote_code)
+        self.framing = load_framing(models.oracle, self.tokenizer, models.trust_remote_code)
 
     @property
     def stage_one(self) -> Path:
@@ -115,22 +117,45 @@ class Workspace:
     def base(self, role: Writer) -> PretrainedModel:
         """A role's model before stage 1."""
         models = self.experiment.models
-        if role == "student" and models.student_initialisation == "random":
-            return random_model(models.student, self.experiment.seed, models.device)
         names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
-        return load_model(names[role], models.device)
+        if role == "student" and models.student_initialisation == "random":
+            return random_model(
+                models.student,
+                self.experiment.seed,
+                models.device,
+                eos_token_id=self.tokenizer.eos_token_id,
+                vocab_size=self.vocab_size,
+                trust_remote_code=models.trust_remote_code,
+            )
+        return self._load(names[role])
 
     def tuned(self, role: Writer) -> PretrainedModel | Ensemble:
         """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
         if role == "oracle" or (role == "teacher" and self.experiment.models.teacher_is_oracle):
             return self.base("oracle")
-        device = self.experiment.models.device
-        members = [load_model(str(self.stage_one / name), device) for name in self.tuned_names(role)]
+        members = [self._load(str(self.stage_one / name)) for name in self.tuned_names(role)]
         return members[0] if len(members) == 1 else Ensemble(members, f"{len(members)} teachers")
 
     def student(self) -> PretrainedModel:
         """The student as it is before distillation."""
-        return load_model(str(self.stage_one / "student"), self.experiment.models.device)
+        return self._load(str(self.stage_one / "student"))
+
+    @property
+    def vocab_size(self) -> int | None:
+        """To how many tokens the law of every model is cut; None where it is left whole."""
+        return num_token_ids(self.tokenizer) if self.experiment.models.vocabulary == "shared" else None
+
+    def _load(self, name: str) -> PretrainedModel:
+        """All models of a run end responses with its tokenizer's token, and have laws over one vocabulary."""
+        models = self.experiment.models
+        return load_model(
+            name,
+            models.device,
+            eos_token_id=self.tokenizer.eos_token_id,
+            vocab_size=self.vocab_size,
+            allow_pickle=models.allow_pickle,
+            trust_remote_code=models.trust_remote_code,
+        )
 
     def tuned_names(self, role: Writer) -> list[str]:
         """The folders, in stage 1, of a role's fine-tuned models."""
@@ -150,11 +175,17 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     report(Progress("loading models", 0, 1))
     divergence(experiment.distillation.training.divergence, **experiment.distillation.training.divergence_parameters)
     work = Workspace(experiment, folder)
+    for name in (experiment.models.teacher, experiment.models.student):
+        check_same_tokenizer(
+            work.tokenizer,
+            name,
+            on_trust=experiment.models.vocabulary == "same",
+            trust_remote_code=experiment.models.trust_remote_code,
+        )
     models = {role: work.base(role) for role in ("oracle", "teacher", "student")}
     Learner(models["student"], experiment.distillation.training)  # dropout without a place, peft not installed
     for role in ("teacher", "student"):
         check_same_vocabulary(models["oracle"], models[role])
-        check_same_tokenizer(work.tokenizer, models[role].name)
     check_fits(work.tokenizer, models["oracle"])
     for model in models.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)

@@ -278,9 +278,11 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 
 
 def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Writes a folder that from_pretrained reads: config.json, model.safetensors, and the tokenizer if given."""
+    """Writes a folder that from_pretrained reads: configs, model.safetensors, and the tokenizer if given."""
     path.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(path)
+    if model.module.generation_config is not None:  # which tokens end a response, among other things
+        model.module.generation_config.to_json_file(path / "generation_config.json")
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     if tokenizer is not None:

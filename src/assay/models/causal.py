@@ -19,11 +19,13 @@ from assay.types import Batch
 class CausalModel(PretrainedModel):
     """A transformers causal model: the prompt and the response are one sequence in one context."""
 
-    def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
+    def __init__(
+        self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
+    ) -> None:
         if not isinstance(getattr(module.config, "max_position_embeddings", None), int):
             raise AssayError(f"model {name!r} ({type(module).__name__}) states no context length: it is not supported")
         self.max_context_tokens = int(module.config.max_position_embeddings)
-        super().__init__(module, name, eos_token_id)
+        super().__init__(module, name, eos_token_id, vocab_size)
 
     def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:
         """Raises AssayError when prompt and response together are longer than the context."""
