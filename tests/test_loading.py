@@ -32,7 +32,7 @@ from assay.models.loading import (
 from assay.models.pretrained import eos_token_ids
 from assay.training import save_model
 from assay.types import Batch, Framing
-from tiny_models import bart, gpt2, llama, t5
+from tiny_models import bart, gemma2, gpt2, llama, qwen3, t5
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_several_end_tokens_without_a_tokenizer_are_refused(student: Path) -> No
 
 
 def test_models_that_end_responses_with_unlike_tokens_are_refused(student: Path) -> None:
-    with pytest.raises(AssayError, match="ends sequences with token 0 and .* with 301"):
+    with pytest.raises(AssayError, match=r"ends sequences with token 0 and .* with 301"):
         check_same_vocabulary(load_model("define-oracle"), load_model(stating(student, 301)))
 
 
@@ -301,7 +301,7 @@ def test_a_config_that_no_model_can_be_made_of_is_refused(student: Path, change:
         random_model(str(student), seed=0)
 
 
-@pytest.mark.parametrize("make", [t5, lambda seed: t5(seed, gated=True), bart, gpt2, llama])
+@pytest.mark.parametrize("make", [t5, lambda seed: t5(seed, gated=True), bart, gpt2, llama, qwen3, gemma2])
 def test_a_saved_model_of_either_family_is_the_same_model_when_it_is_loaded(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model = make(3)
     save_model(model, tmp_path / "kept")

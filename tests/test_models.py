@@ -19,7 +19,7 @@ from assay.models.language_model import LanguageModel
 from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Batch
-from tiny_models import EOS, VOCAB_SIZE, bart, gemma2, gpt2, llama, qwen3, t5
+from tiny_models import EOS, VOCAB_SIZE, bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 ADAPTERS = {
     "gpt2-tied": lambda: gpt2(3, tied=True),
@@ -30,9 +30,11 @@ ADAPTERS = {
     "qwen3-untied": lambda: qwen3(3, tied=False),
     "gemma2-tied": lambda: gemma2(3, tied=True),
     "gemma2-untied": lambda: gemma2(3, tied=False),
+    "gemma2-padded": lambda: cut(gemma2(3, vocab_size=31)),
     "t5": lambda: t5(3),
     "mt5": lambda: t5(3, gated=True),
     "bart": lambda: bart(3),
+    "bart-padded": lambda: cut(bart(3, vocab_size=31)),
     "markov-chain": lambda: MarkovChain.random(VOCAB_SIZE, seed=3),
     "hidden-markov": lambda: HiddenMarkovModel.random(4, VOCAB_SIZE, seed=3),
 }

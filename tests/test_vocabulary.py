@@ -20,13 +20,14 @@ from assay.data.sources import one_hot
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet
 from assay.models.cached import CachedLogProbs
+from assay.models.causal import CausalModel
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
 from assay.stages import Workspace, check_models
 from assay.training import distillation_loss, save_model, train_step
 from assay.types import Batch, Dense, Prompt, Response
-from tiny_models import bart, gemma2, gpt2, llama, qwen3, t5
+from tiny_models import bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 NUM_IDS = 150
 PADDED: dict[str, Callable[[], PretrainedModel]] = {
@@ -38,18 +39,6 @@ PADDED: dict[str, Callable[[], PretrainedModel]] = {
     "bart": lambda: bart(3, vocab_size=152),
 }
 BATCH = Batch([(5, 2), (7, 3, 9, 4), (6,)], [(3, 140, 0), (6, 8), (149,)])
-
-
-def cut(model: PretrainedModel, num_ids: int = NUM_IDS) -> PretrainedModel:
-    return type(model)(model.module, model.name, vocab_size=num_ids)
-
-
-def heavy_padding(model: PretrainedModel) -> PretrainedModel:
-    """The same model with most of its mass beyond the kept ids, so that leaving it there could not be overlooked."""
-    with torch.no_grad():
-        weight = model.module.get_output_embeddings().weight  # type: ignore[union-attr]
-        weight[NUM_IDS:] = 8 * weight[NUM_IDS - 1]
-    return model
 
 
 @torch.no_grad()
@@ -64,8 +53,8 @@ def renormalised(model: PretrainedModel, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("family", PADDED)
 def test_a_cut_law_is_the_whole_law_renormalised_over_the_kept_ids(family: str) -> None:
-    whole = heavy_padding(PADDED[family]())
-    model = cut(whole)
+    whole = PADDED[family]()
+    model = cut(whole, NUM_IDS)
     expected = renormalised(whole, BATCH)
     assert model.log_probs(BATCH).shape == (6, NUM_IDS)
     assert torch.allclose(model.log_probs(BATCH).double(), expected, rtol=1e-5, atol=1e-5)
@@ -78,16 +67,17 @@ def test_a_cut_law_is_the_whole_law_renormalised_over_the_kept_ids(family: str) 
 
 @pytest.mark.parametrize("family", PADDED)
 def test_no_cut_id_is_ever_sampled(family: str) -> None:
-    whole = heavy_padding(PADDED[family]())
+    whole = PADDED[family]()
+    model = cut(whole, NUM_IDS)
     prompts, seeds = [(5, 2), (7, 3, 9)] * 100, list(range(200))
     assert max(t for r in whole.sample(prompts, seeds, 5) for t in r) >= NUM_IDS
     for temperature in (1.0, 3.0, 0.0):
-        assert max(t for r in cut(whole).sample(prompts, seeds, 5, temperature) for t in r) < NUM_IDS
+        assert max(t for r in model.sample(prompts, seeds, 5, temperature) for t in r) < NUM_IDS
 
 
 def test_the_mean_of_cut_laws_is_a_cut_law() -> None:
-    wholes = [heavy_padding(gpt2(1, vocab_size=152)), heavy_padding(gpt2(2, vocab_size=155))]
-    ensemble = Ensemble([cut(whole) for whole in wholes], "both")
+    wholes = [gpt2(1, vocab_size=152), gpt2(2, vocab_size=155)]
+    ensemble = Ensemble([cut(whole, NUM_IDS) for whole in wholes], "both")
     expected = torch.stack([renormalised(whole, BATCH).exp() for whole in wholes]).mean(0)
     assert ensemble.vocab_size == NUM_IDS
     assert torch.allclose(ensemble.log_probs(BATCH).exp().double(), expected, atol=1e-6)
@@ -96,7 +86,7 @@ def test_the_mean_of_cut_laws_is_a_cut_law() -> None:
 
 def test_weights_and_digest_stay_those_of_the_whole_model(tmp_path: Path) -> None:
     whole = gpt2(3, vocab_size=152)
-    model = cut(whole)
+    model = cut(whole, NUM_IDS)
     assert model.digest == whole.digest
     save_model(model, tmp_path / "kept")
     assert load_model(str(tmp_path / "kept")).vocab_size == 152
@@ -108,16 +98,16 @@ def test_weights_and_digest_stay_those_of_the_whole_model(tmp_path: Path) -> Non
 
 def test_a_cut_beyond_the_models_rows_or_before_its_end_token_is_refused() -> None:
     with pytest.raises(AssayError, match=r"predicts 23 tokens.*no law over the first 24"):
-        cut(gpt2(), 24)
+        CausalModel(gpt2().module, "small", vocab_size=24)
     with pytest.raises(AssayError, match=r"no law over the first 0"):
-        cut(gpt2(), 0)
+        CausalModel(gpt2().module, "small", vocab_size=0)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "hard_labels"])
 def test_a_teacher_of_152_rows_teaches_a_student_of_151(divergence: str) -> None:
     """Loss against float64, then steps that bring the student's cut law to the teacher's."""
-    teacher, whole = cut(heavy_padding(gpt2(1, vocab_size=152))), heavy_padding(llama(2, vocab_size=151))
-    student = cut(whole)
+    teacher, whole = cut(gpt2(1, vocab_size=152), NUM_IDS), llama(2, vocab_size=151)
+    student = cut(whole, NUM_IDS)
     config = TrainingConfig(divergence=divergence, warmup_steps=0, learning_rate=3e-3)
     with torch.no_grad():
         batch = Batch(BATCH.prompt_ids, BATCH.response_ids, Dense(teacher.log_probs(BATCH)))

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from assay.models.causal import CausalModel
+from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
 
 VOCAB_SIZE = 23
@@ -143,6 +144,14 @@ def bart(seed: int = 0, vocab_size: int = VOCAB_SIZE) -> Seq2SeqModel:
     module = BartForConditionalGeneration(config)
     module.final_logits_bias.copy_(torch.linspace(-1, 1, vocab_size).unsqueeze(0))
     return Seq2SeqModel(_sharpened(module, 8.0), f"bart-{seed}")
+
+
+def cut(model: PretrainedModel, num_ids: int = VOCAB_SIZE) -> PretrainedModel:
+    """The same module with its law cut to the first ids; what follows them carries most of the mass, once cut off."""
+    with torch.no_grad():
+        weight: Any = model.module.get_output_embeddings().weight  # type: ignore[union-attr]
+        weight[num_ids:] = 8 * weight[num_ids - 1]
+    return type(model)(model.module, model.name, vocab_size=num_ids)
 
 
 def _sharpened(module: Any, scale: float) -> Any:
