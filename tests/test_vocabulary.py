@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -151,7 +154,9 @@ def padded_base(name: str, folder: Path, num_rows: int) -> str:
 
 
 @pytest.fixture
-def padded(tmp_path: Path) -> Experiment:
+def padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     models = ModelsConfig(
         oracle=padded_base("oracle", tmp_path, 512),
         teacher=padded_base("teacher", tmp_path, 520),
@@ -192,6 +197,42 @@ def test_ids_that_nothing_proves_equal_are_not_cut(padded: Experiment, tmp_path:
     word_tokenizer().save_pretrained(tmp_path / "student")
     with pytest.raises(AssayError, match="tokens other ids than the oracle's"):
         check_models(padded, tmp_path / "run", lambda _: None)
+
+
+def test_a_student_that_does_not_know_the_runs_end_token_is_refused(padded: Experiment, tmp_path: Path) -> None:
+    """A base student beside a teacher that was taught to end its turns."""
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    (tmp_path / "student" / "config.json").write_text(json.dumps(config | {"eos_token_id": 301}))
+    (tmp_path / "student" / "generation_config.json").unlink()
+    with pytest.raises(AssayError, match=r"ends sequences with token 0, but .*student' with \[301\]"):
+        check_models(padded, tmp_path / "run", lambda _: None)
+    (tmp_path / "student" / "config.json").write_text(json.dumps(config | {"eos_token_id": [301, 0]}))
+    check_models(padded, tmp_path / "run", lambda _: None)
+
+
+def test_a_run_reads_pickles_and_foreign_code_where_its_config_says_so(padded: Experiment, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
+    (student / "model.safetensors").unlink()
+    for role in ("oracle", "student"):
+        config = json.loads((tmp_path / role / "config.json").read_text())
+        auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+        (tmp_path / role / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": auto_map}))
+        (tmp_path / role / "own.py").write_text(
+            "from transformers import GPT2Config, GPT2LMHeadModel\n"
+            "class OwnConfig(GPT2Config):\n    model_type = 'own'\n"
+            "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
+        )
+
+    def check(**allowed: bool) -> None:
+        models = dataclasses.replace(padded.models, **allowed)  # type: ignore[arg-type]
+        check_models(dataclasses.replace(padded, models=models), tmp_path / "run", lambda _: None)
+
+    with pytest.raises(AssayError, match=r"Python code in its own repository.*models\.trust_remote_code"):
+        check(allow_pickle=True)
+    with pytest.raises(AssayError, match=r"safetensors only.*models\.allow_pickle"):
+        check(trust_remote_code=True)
+    check(allow_pickle=True, trust_remote_code=True)
 
 
 def test_a_tokenizer_with_more_ids_than_a_model_has_rows_is_refused(padded: Experiment, tmp_path: Path) -> None:

@@ -65,6 +65,11 @@ class TrainingConfig:
     ``anchor_weight`` λ adds λ · KL(q‖q at the start) per response token. ``averaging_decay`` d: what is evaluated and
     saved is the average a ← d · a + (1 − d) · weights, which begins at the first weights; None: the weights themselves.
     ``dropout`` 0 leaves the model's own. ``lora_rank``: low-rank updates of all linear layers instead of all weights.
+
+    ``hard_label_weight`` w: the loss is (1 − w) · divergence + w · (−log q(token of the response)) per response token.
+    ``gradient_checkpointing`` computes activations anew going backward: less memory, and up to a third more time.
+    ``packing`` (decoder-only models) puts several sequences in one row while the student trains, so that less of a
+    batch is padding. Neither of the two changes a loss beyond float rounding.
     """
 
     num_steps: int = 300
@@ -83,6 +88,9 @@ class TrainingConfig:
     averaging_decay: float | None = None
     dropout: float = 0.0
     lora_rank: int | None = None
+    hard_label_weight: float = 0.0
+    gradient_checkpointing: bool = False
+    packing: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = 200
 

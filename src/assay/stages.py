@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,16 +119,8 @@ class Workspace:
         """A role's model before stage 1."""
         models = self.experiment.models
         names = {"oracle": models.oracle, "teacher": models.teacher, "student": models.student}
-        if role == "student" and models.student_initialisation == "random":
-            return random_model(
-                models.student,
-                self.experiment.seed,
-                models.device,
-                eos_token_id=self.tokenizer.eos_token_id,
-                vocab_size=self.vocab_size,
-                trust_remote_code=models.trust_remote_code,
-            )
-        return self._load(names[role])
+        is_random = role == "student" and models.student_initialisation == "random"
+        return self._load(names[role], is_random)
 
     def tuned(self, role: Writer) -> PretrainedModel | Ensemble:
         """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
@@ -145,17 +138,17 @@ class Workspace:
         """To how many tokens the law of every model is cut; None where it is left whole."""
         return num_token_ids(self.tokenizer) if self.experiment.models.vocabulary == "shared" else None
 
-    def _load(self, name: str) -> PretrainedModel:
+    def _load(self, name: str, is_random: bool = False) -> PretrainedModel:
         """All models of a run end responses with its tokenizer's token, and have laws over one vocabulary."""
         models = self.experiment.models
-        return load_model(
-            name,
-            models.device,
-            eos_token_id=self.tokenizer.eos_token_id,
-            vocab_size=self.vocab_size,
-            allow_pickle=models.allow_pickle,
-            trust_remote_code=models.trust_remote_code,
-        )
+        alike: Any = {
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "vocab_size": self.vocab_size,
+            "trust_remote_code": models.trust_remote_code,
+        }
+        if is_random:
+            return random_model(name, self.experiment.seed, models.device, **alike)
+        return load_model(name, models.device, allow_pickle=models.allow_pickle, **alike)
 
     def tuned_names(self, role: Writer) -> list[str]:
         """The folders, in stage 1, of a role's fine-tuned models."""

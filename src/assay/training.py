@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay import runs
 from assay.config import TrainingConfig
-from assay.divergences import DIVERGENCES, divergence, reverse_kl
+from assay.divergences import DIVERGENCES, divergence, hard_labels, reverse_kl
 from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
@@ -58,11 +58,15 @@ def distillation_loss(
     The sum, not the mean: divide by the number of response tokens of the whole optimiser step, so that
     accumulation and padding cannot change the loss. ``softmax_temperature`` τ divides both log-probabilities
     before normalising [Hinton et al. 2015], without the factor τ². The second term, with λ = ``anchor_weight`` and
-    always at temperature 1, is there when ``start``, the model s, is given.
+    always at temperature 1, is there when ``start``, the model s, is given. With w = ``hard_label_weight`` the
+    teacher's term is (1 − w) D(p, q) + w (−log q(token)), the labels at temperature 1 too.
     Raises AssayError when the divergence needs a distribution and the batch has none.
     """
     log_q_NV = student.log_probs(batch)
     total = _from_teacher(log_q_NV, batch, config)
+    if config.hard_label_weight > 0:
+        labels = hard_labels(log_q_NV, _token_ids(batch, log_q_NV)).sum()
+        total = (1 - config.hard_label_weight) * total + config.hard_label_weight * labels
     if start is None:
         return total
     with torch.no_grad(), start.evaluating():
@@ -73,8 +77,7 @@ def distillation_loss(
 def _from_teacher(log_q_NV: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
     loss = divergence(config.divergence, **config.divergence_parameters)
     if DIVERGENCES[config.divergence].needs == "tokens":
-        token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
-        return loss(log_q_NV, token_ids_N).sum()
+        return loss(log_q_NV, _token_ids(batch, log_q_NV)).sum()
     if not isinstance(batch.signal, Dense):
         raise AssayError(
             f"divergence {config.divergence!r} needs the teacher's distribution at {batch.num_tokens} tokens, "
@@ -85,6 +88,10 @@ def _from_teacher(log_q_NV: Tensor, batch: Batch, config: TrainingConfig) -> Ten
         log_p_NV = (log_p_NV / config.softmax_temperature).log_softmax(dim=-1)
         log_q_NV = (log_q_NV / config.softmax_temperature).log_softmax(dim=-1)
     return loss(log_p_NV, log_q_NV).sum()
+
+
+def _token_ids(batch: Batch, log_q_NV: Tensor) -> Tensor:
+    return torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:

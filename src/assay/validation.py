@@ -173,6 +173,14 @@ def _check_cures(training: TrainingConfig) -> None:
         raise AssayError(f"config field '{_TRAINING}averaging_decay' is {decay}: it must be at least 0 and below 1")
     if not 0 <= training.dropout < 1:
         raise AssayError(f"config field '{_TRAINING}dropout' is {training.dropout}: it must be at least 0 and below 1")
+    weight = training.hard_label_weight
+    if not 0 <= weight <= 1:
+        raise AssayError(f"config field '{_TRAINING}hard_label_weight' is {weight}: it must be between 0 and 1")
+    if weight > 0 and training.divergence == "hard_labels":
+        raise AssayError(
+            f"config field '{_TRAINING}hard_label_weight' is {weight:g}, but divergence 'hard_labels' has no other "
+            "part: set it to 0"
+        )
     if rank is not None and rank < 1:
         raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")
 

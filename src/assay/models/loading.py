@@ -52,7 +52,6 @@ _LOADING_ERRORS = (
     ImportError,
     ZeroDivisionError,
     EOFError,
-    pickle.UnpicklingError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -64,6 +63,11 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
     """Turns what transformers raises for a checkpoint that it cannot read into one sentence."""
     try:
         yield
+    except pickle.UnpicklingError as error:
+        raise AssayError(
+            f"the pickled weights of {name!r} are damaged or hold more than tensors, which is never loaded: convert "
+            "them to safetensors"
+        ) from error
     except _LOADING_ERRORS as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "trust_remote_code=True" in str(error):
@@ -146,7 +150,8 @@ def _eos_token_id_beside(module: Any, name: str, trust_remote_code: bool) -> int
     """The tokenizer's end-of-sequence token, looked up only where the model states several."""
     if len(eos_token_ids(module)) < 2:
         return None
-    return load_tokenizer(name, trust_remote_code).eos_token_id
+    tokenizer: Any = load_tokenizer(name, trust_remote_code)
+    return tokenizer.eos_token_id
 
 
 def _check_safetensors(name: str) -> None:

@@ -117,6 +117,13 @@ class PretrainedModel(ABC):
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
         """The last hidden state from which each response token is predicted."""
 
+    def pack_rows(self) -> None:
+        """From now on ``hidden`` reads several sequences in a row while the module trains; AssayError if it cannot."""
+        raise AssayError(
+            f"model {self.name!r} ({type(self.module).__name__}) reads prompts and responses in rows of their own, "
+            "which are not packed: set distillation.training.packing to false"
+        )
+
     @abstractmethod
     def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
         """The last hidden state at every prompt token, prompt after prompt."""
