@@ -213,7 +213,7 @@ def test_listed_tokens_and_a_store_are_forecast() -> None:
         return dataclasses.replace(experiment, distillation=distillation)
 
     before, listed, stored = (forecast(changed(**v)) for v in ({}, {"teacher_top_k": 8}, {"signal_store": "store"}))
-    sizes = {role: size_of(name) for role, name in model_names(experiment).items()}
+    sizes = {role: size_of(name) for role, name in experiment.models.names.items()}
     memory, of_lists = (
         _arm_memory(changed(**v), experiment.arms[0], sizes)  # type: ignore[arg-type]
         for v in ({}, {"teacher_top_k": 8})

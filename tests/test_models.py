@@ -19,16 +19,22 @@ from assay.models.language_model import LanguageModel
 from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Batch, Dense
-from tiny_models import EOS, VOCAB_SIZE, bart, gpt2, llama, t5
+from tiny_models import EOS, VOCAB_SIZE, bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 ADAPTERS = {
     "gpt2-tied": lambda: gpt2(3, tied=True),
     "gpt2-untied": lambda: gpt2(3, tied=False),
     "llama-tied": lambda: llama(3, tied=True),
     "llama-untied": lambda: llama(3, tied=False),
+    "qwen3-tied": lambda: qwen3(3, tied=True),
+    "qwen3-untied": lambda: qwen3(3, tied=False),
+    "gemma2-tied": lambda: gemma2(3, tied=True),
+    "gemma2-untied": lambda: gemma2(3, tied=False),
+    "gemma2-padded": lambda: cut(gemma2(3, vocab_size=31)),
     "t5": lambda: t5(3),
     "mt5": lambda: t5(3, gated=True),
     "bart": lambda: bart(3),
+    "bart-padded": lambda: cut(bart(3, vocab_size=31)),
     "markov-chain": lambda: MarkovChain.random(VOCAB_SIZE, seed=3),
     "hidden-markov": lambda: HiddenMarkovModel.random(4, VOCAB_SIZE, seed=3),
 }
@@ -152,7 +158,14 @@ def test_equal_digests_mean_equal_weights() -> None:
     assert gpt2(3).digest == gpt2(3).digest != gpt2(4).digest
 
 
-GENERATING = {"gpt2": lambda: gpt2(5), "t5": lambda: t5(5), "mt5": lambda: t5(5, gated=True), "bart": lambda: bart(5)}
+GENERATING = {
+    "gpt2": lambda: gpt2(5),
+    "qwen3": lambda: qwen3(5),
+    "gemma2": lambda: gemma2(5),
+    "t5": lambda: t5(5),
+    "mt5": lambda: t5(5, gated=True),
+    "bart": lambda: bart(5),
+}
 
 
 @pytest.mark.parametrize("family", GENERATING)

@@ -16,7 +16,7 @@ import torch
 from assay.config import Experiment, ModelsConfig, ServerConfig, StageOneConfig, to_dict
 from assay.errors import AssayError
 from assay.models import server
-from assay.models.loading import load_teacher, load_tokenizer
+from assay.models.loading import load_tokenizer
 from assay.models.served import ServedModel
 from assay.types import Batch, TopK
 from assay.validation import validate
@@ -140,16 +140,6 @@ def test_the_digest_is_of_the_model_the_tokenizer_and_k_and_not_of_the_place(stu
     stub.tokenizer = word_tokenizer("vbcdefghijklmnopqrstu")
     digests.add(ServedModel(stub.url, stub.tokenizer, ServerConfig(MODEL, VOCAB_SIZE)).digest)
     assert len(digests) == 4
-
-
-def test_a_teacher_is_served_where_its_name_is_a_url(stub: Stub) -> None:
-    models = ModelsConfig(teacher=stub.url, server=ServerConfig(top_k=5))
-    teacher = load_teacher(models, word_tokenizer())
-    assert isinstance(teacher, ServedModel)
-    assert (teacher.num_top, teacher.vocab_size, teacher.eos_token_id) == (5, VOCAB_SIZE, EOS)
-    assert load_teacher(ModelsConfig(), word_tokenizer()).name == ModelsConfig().teacher
-    with teacher.evaluating():
-        pass
 
 
 # --- the start

@@ -59,6 +59,11 @@ class ModelsConfig:
     student's weights instead of loading them (control). ``num_teachers`` above 1: so many teachers from one base, each
     fine-tuned on a bootstrap resample of the oracle's responses of its own, are the teacher together: the mean of their
     next-token laws. A ``teacher`` that is a URL ("http://host:port/v1") is asked as ``server`` says.
+
+    ``vocabulary`` "same" wants models with as many output rows; "shared" cuts the law of every model to the ids up to
+    the tokenizer's largest, renormalised over them: rows that pad a vocabulary go, the weights on disk stay whole.
+    ``allow_pickle`` reads pickled weights where there are no safetensors; ``trust_remote_code`` runs the Python code
+    that a checkpoint brings along. Both are for checkpoints whose makers you trust.
     """
 
     oracle: str | None = "define-oracle"
@@ -68,6 +73,9 @@ class ModelsConfig:
     num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
+    vocabulary: Literal["same", "shared"] = "same"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
     server: ServerConfig = ServerConfig()
 
     @property
@@ -96,6 +104,11 @@ class TrainingConfig:
     ``anchor_weight`` λ adds λ · KL(q‖q at the start) per response token. ``averaging_decay`` d: what is evaluated and
     saved is the average a ← d · a + (1 − d) · weights, which begins at the first weights; None: the weights themselves.
     ``dropout`` 0 leaves the model's own. ``lora_rank``: low-rank updates of all linear layers instead of all weights.
+
+    ``hard_label_weight`` w: the loss is (1 − w) · divergence + w · (−log q(token of the response)) per response token.
+    ``gradient_checkpointing`` computes activations anew going backward: less memory, and up to a third more time.
+    ``packing`` (decoder-only models) puts several sequences in one row while the student trains, so that less of a
+    batch is padding. Neither of the two changes a loss beyond float rounding.
     """
 
     num_steps: int = 300
@@ -114,6 +127,9 @@ class TrainingConfig:
     averaging_decay: float | None = None
     dropout: float = 0.0
     lora_rank: int | None = None
+    hard_label_weight: float = 0.0
+    gradient_checkpointing: bool = False
+    packing: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = 200
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,15 +40,18 @@ from assay.models.loading import (
     load_framing,
     load_model,
     load_tokenizer,
+    num_token_ids,
     random_model,
 )
 from assay.models.pretrained import PretrainedModel
+from assay.models.served import ServedModel
 from assay.recorder import Recorder, probe_table
 from assay.training import fit, save_model, save_tokenizer
 from assay.types import Progress, Prompt, Response, Writer
 from assay.workload import num_stored_signals
 
 Report = Callable[[Progress], None]
+Teacher = PretrainedModel | Ensemble | ServedModel
 
 _FRESH = SourceConfig("teacher", 1, "epochs")
 """What a policy may draw fresh responses from."""
@@ -59,9 +63,10 @@ class Workspace:
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment = experiment
         self.folder = folder
-        home = experiment.models.tokenizer_home
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(home)
-        self.framing = load_framing(home, self.tokenizer)
+        models = experiment.models
+        home = models.tokenizer_home
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(home, models.trust_remote_code)
+        self.framing = load_framing(home, self.tokenizer, models.trust_remote_code)
 
     @property
     def stage_one(self) -> Path:
@@ -119,21 +124,34 @@ class Workspace:
         return read_responses(self.stage_one / f"held_out-{role}.parquet")
 
     def base(self, role: Writer) -> PretrainedModel:
-        """A role's model before stage 1."""
+        """A role's model before stage 1; not of a served teacher."""
         models = self.experiment.models
-        if role == "student" and models.student_initialisation == "random":
-            return random_model(models.student, self.experiment.seed, models.device)
-        return load_model(models.names[role], models.device)
+        is_random = role == "student" and models.student_initialisation == "random"
+        return self._load(models.names[role], is_random)
 
-    def tuned(self, role: Writer) -> PretrainedModel | Ensemble:
+    @functools.cached_property
+    def served_teacher(self) -> ServedModel | None:
+        """The teacher behind a server, which is asked once whether it fits; None where there is none."""
+        models = self.experiment.models
+        if models.teacher_url is None:
+            return None
+        if self.framing.after:
+            raise AssayError(
+                f"a served teacher would see the tokens that close a prompt of {models.student!r}, an encoder-decoder "
+                "model: distil from its text instead (models.teacher null, its responses in a column task.responses)"
+            )
+        return ServedModel(models.teacher_url, self.tokenizer, models.server)
+
+    def tuned(self, role: Writer) -> Teacher:
         """A role's model after stage 1 (the oracle is never trained); several teachers are one ensemble."""
         models = self.experiment.models
+        if role == "teacher" and self.served_teacher is not None:
+            return self.served_teacher
         if role == "oracle" or (role == "teacher" and models.teacher_is_oracle):
             return self.base("oracle")
         if models.oracle is None:
             return self.base(role)
-        device = self.experiment.models.device
-        members = [load_model(str(self.stage_one / name), device) for name in self.tuned_names(role)]
+        members = [self._load(str(self.stage_one / name)) for name in self.tuned_names(role)]
         return members[0] if len(members) == 1 else Ensemble(members, f"{len(members)} teachers")
 
     def student(self) -> PretrainedModel:
@@ -145,6 +163,23 @@ class Workspace:
     def frozen(self) -> dict[Writer, LanguageModel]:
         """The models that a student is measured against, and learns from: oracle and teacher, as far as they are."""
         return {role: self.tuned(role) for role in self.experiment.models.names if role != "student"}
+
+    @property
+    def vocab_size(self) -> int | None:
+        """To how many tokens the law of every model is cut; None where it is left whole."""
+        return num_token_ids(self.tokenizer) if self.experiment.models.vocabulary == "shared" else None
+
+    def _load(self, name: str, is_random: bool = False) -> PretrainedModel:
+        """All models of a run end responses with its tokenizer's token, and have laws over one vocabulary."""
+        models = self.experiment.models
+        alike: Any = {
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "vocab_size": self.vocab_size,
+            "trust_remote_code": models.trust_remote_code,
+        }
+        if is_random:
+            return random_model(name, self.experiment.seed, models.device, **alike)
+        return load_model(name, models.device, allow_pickle=models.allow_pickle, **alike)
 
     def tuned_names(self, role: Writer) -> list[str]:
         """The folders, in stage 1, of a role's fine-tuned models."""
@@ -170,33 +205,45 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     report(Progress("loading models", 0, 1))
     divergence(experiment.distillation.training.divergence, **experiment.distillation.training.divergence_parameters)
     work = Workspace(experiment, folder)
-    models = {role: work.base(role) for role in experiment.models.names}
+    config = experiment.models
+    local = {role: name for role, name in config.names.items() if role != "teacher" or config.teacher_url is None}
+    for name in local.values():
+        check_same_tokenizer(
+            work.tokenizer,
+            name,
+            on_trust=config.vocabulary == "same",
+            trust_remote_code=config.trust_remote_code,
+        )
+    models: dict[Writer, PretrainedModel] = {role: work.base(role) for role in local}
     Learner(models["student"], experiment.distillation.training)  # dropout without a place, peft not installed
     first, *others = models.values()
     for model in others:
         check_same_vocabulary(first, model)
-    for model in models.values():
-        check_same_tokenizer(work.tokenizer, model.name)
     check_fits(work.tokenizer, first)
-    for model in models.values():
+    everyone: dict[Writer, Teacher] = {**models}
+    if work.served_teacher is not None:
+        everyone["teacher"] = work.served_teacher
+    for model in everyone.values():
         model.check_lengths(experiment.task.max_prompt_tokens, experiment.task.max_response_tokens)
-    _check_temperature(experiment, models["teacher"])
+    if "teacher" in everyone:
+        _check_temperature(experiment, everyone["teacher"])
     _check_references(work)
     stage_one = work.prompts("oracle", experiment.stage_one.num_oracle_prompts) if "oracle" in models else []
     _check_leaks(work.held_out(), stage_one, work.distillation_pool())
     if "teacher" in models:
         _check_augmentation(work, models["teacher"])
     corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
-    return {role: model.digest for role, model in models.items()} | {"corpus": corpus}
+    return {role: model.digest for role, model in everyone.items()} | {"corpus": corpus}
 
 
-def _check_temperature(experiment: Experiment, teacher: PretrainedModel) -> None:
+def _check_temperature(experiment: Experiment, teacher: Teacher) -> None:
     """Refuses a softmax temperature where a part of the teacher's law is kept: it changes the mass of every token."""
     config = experiment.distillation
-    if (config.teacher_top_k or teacher.vocab_size) < teacher.vocab_size and config.training.softmax_temperature != 1:
+    listed = teacher.num_top if isinstance(teacher, ServedModel) else config.teacher_top_k or teacher.vocab_size
+    if listed < teacher.vocab_size and config.training.softmax_temperature != 1:
         raise AssayError(
-            f"a softmax temperature needs the teacher's law on all {teacher.vocab_size} tokens, but "
-            f"distillation.teacher_top_k is {config.teacher_top_k}: set softmax_temperature to 1, or leave it out"
+            f"a softmax temperature needs the teacher's law on all {teacher.vocab_size} tokens, but {listed} are "
+            "listed (distillation.teacher_top_k, models.server.top_k): set softmax_temperature to 1, or list them all"
         )
 
 
@@ -445,9 +492,7 @@ def _train_pairs(
     return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
 
 
-def _teacher_cache(
-    work: Workspace, arm: ArmConfig, teacher: PretrainedModel | Ensemble, report: Report
-) -> CachedLogProbs:
+def _teacher_cache(work: Workspace, arm: ArmConfig, teacher: Teacher, report: Report) -> CachedLogProbs:
     """How the teacher's word on responses is kept in an arm: in memory, or in a store that other runs share."""
     experiment, config = work.experiment, work.experiment.distillation
     if config.signal_store is None:

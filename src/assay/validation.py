@@ -195,6 +195,14 @@ def _check_cures(training: TrainingConfig) -> None:
         raise AssayError(f"config field '{_TRAINING}averaging_decay' is {decay}: it must be at least 0 and below 1")
     if not 0 <= training.dropout < 1:
         raise AssayError(f"config field '{_TRAINING}dropout' is {training.dropout}: it must be at least 0 and below 1")
+    weight = training.hard_label_weight
+    if not 0 <= weight <= 1:
+        raise AssayError(f"config field '{_TRAINING}hard_label_weight' is {weight}: it must be between 0 and 1")
+    if weight > 0 and training.divergence == "hard_labels":
+        raise AssayError(
+            f"config field '{_TRAINING}hard_label_weight' is {weight:g}, but divergence 'hard_labels' has no other "
+            "part: set it to 0"
+        )
     if rank is not None and rank < 1:
         raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")
 
@@ -210,8 +218,17 @@ def _check_teachers(experiment: Experiment) -> None:
     check_server_url(url)
     if number > 1:
         raise AssayError(f"models.num_teachers is {number}, but a server is one teacher: set it to 1")
-    if experiment.models.oracle is not None and experiment.stage_one.teacher_epochs > 0:
-        raise AssayError("a served teacher cannot be fine-tuned: set stage_one.teacher_epochs to 0")
+    if experiment.models.oracle is not None:
+        raise AssayError(
+            "a served teacher cannot be fine-tuned on an oracle's responses: set models.oracle to null, or name a "
+            "local teacher"
+        )
+    distillation = experiment.distillation
+    if distillation.selection != "random" or distillation.augmentation != "none":
+        raise AssayError(
+            "a served teacher lists its likeliest tokens alone: set distillation.selection to random and "
+            "distillation.augmentation to none"
+        )
 
 
 def check_server_url(url: str) -> None:
