@@ -79,7 +79,7 @@ def test_ids_are_the_rows_own_and_a_template_shows_any_text_column(tmp_path: Pat
         (b'{"prompt": null}', "line 2 has no 'prompt'"),
         (b'{"prompt": " "}', "line 2 'prompt' is empty"),
         (b'{"prompt": 3}', "line 2 'prompt' is int, not text"),
-        (b'{"prompt": ["a"]}', "line 2 'prompt' is list, not text"),
+        (b'{"prompt": ["a"]}', "line 2 'prompt' message 1 is str, not an object with 'role' and 'content'"),
         (b'{"prompt": "a", "reference": 3}', "line 2 'reference' is int, not text"),
         (b'{"prompt": "a", "reference": ""}', "line 2 'reference' is empty"),
         (b'{"prompt": "a", "id": true}', "line 2 'id' is bool"),
@@ -125,7 +125,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ("text.parquet", "not a parquet file"),
         ("folder.jsonl", "cannot read"),
         ("absent.jsonl", "No such file"),
-        ("other.parquet", "no column 'prompt': it has text"),
+        ("other.parquet", "no column 'prompt' or 'messages': it has text"),
     ]:
         with pytest.raises(AssayError, match=words):
             load_prompts(get_task(str(tmp_path / name)), "oracle", load_tokenizer("define-oracle"), 16, 24, 1)

@@ -322,24 +322,37 @@ def tasks(
     action: Positional[Literal["list", "check", "fetch"]] = "list",
     target: Positional[str | None] = None,
     template: str | None = None,
+    reference: str | None = None,
+    responses: str | None = None,
+    without_oracle: bool = False,
 ) -> None:
     """List the tasks, check a file of your own prompts for leaks between its splits, or fetch a task beforehand.
 
     Args:
         action: "check" reports on a file, "fetch" brings a task into the cache, for machines without network.
-        target: A .jsonl or .parquet file to check, or the name of a task to fetch.
+        target: A .jsonl or .parquet file or a "dataset:ID" to check, or the name of a task to fetch.
         template: How a row of the file becomes a prompt: its columns in braces; "{prompt}" by default.
+        reference: The column with the human answers; "reference" by default.
+        responses: The column with the responses of a teacher that gives text only.
+        without_oracle: Split the file as a run without an oracle does, with its own column "split" if it has one.
     """
+    from assay.data.hub import DATASET
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
 
     if action == "list":
-        print("\n".join([*describe_tasks(), "or the path of a .jsonl or .parquet file: assay tasks check FILE"]))
+        own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
+        print("\n".join([*describe_tasks(), own]))
         return
     if target is None:
         raise AssayError(f"assay tasks {action} needs " + ("a file" if action == "check" else "the name of a task"))
     if action == "check":
-        print("\n".join(leakage_report(Path(target), template).lines()))
+        task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
+        if not task.own:
+            raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
+        print(
+            "\n".join(leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle).lines())
+        )
     else:
         print(fetch_corpus(get_task(target)))
 
