@@ -92,8 +92,8 @@ class ChatTemplate:
             for place, role in enumerate(roles):
                 if place not in skeleton:
                     raise AssayError(
-                        f"the chat template leaves out message {place + 1} of {len(roles)}, the {role}'s: leave such "
-                        "prompts out, or set task.chat_template to false"
+                        f"the chat template leaves out or rewrites message {place + 1} of {len(roles)}, the {role}'s: "
+                        "leave such prompts out, or set task.chat_template to false"
                     )
             self._skeletons[roles] = skeleton
         return self._skeletons[roles]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from assay.data.chat import ChatTemplate, Conversation, Message, Part
+from assay.data.chat import ChatTemplate, Conversation, Message, Part, Role
 from assay.errors import AssayError
 from assay.types import Framing
 
@@ -37,7 +37,7 @@ class Encoder:
     ) -> None:
         self.tokenizer, self.framing = tokenizer, framing
         self.chat = ChatTemplate(tokenizer) if chat_template else None
-        self._written: dict[tuple[str, ...], list[int]] = {}
+        self._written: dict[tuple[Role, ...], list[int]] = {}
 
     def prompt(self, said: str | Conversation) -> tuple[int, ...]:
         """The tokens of a prompt; with a chat template a text is the one message of a user.
@@ -53,7 +53,7 @@ class Encoder:
     def answer(self, text: str) -> tuple[int, ...]:
         """The tokens of a response that a person or another model wrote, with the end-of-sequence token."""
         separated = f" {text}" if self.chat is None else text
-        return (*self.framing.before_reference, *self.spell(separated), self.tokenizer.eos_token_id)
+        return (*self.framing.before_reference, *self.spell(separated), int(self.tokenizer.eos_token_id))  # type: ignore[arg-type]
 
     def spell(self, text: str) -> list[int]:
         """The tokens of a text; none of them is special."""
@@ -64,9 +64,9 @@ class Encoder:
         """The special tokens; the one for unknown text is only among them if it is another one as well."""
         tokenizer = self.tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        unknown = {tokenizer.unk_token_id} - others
-        return frozenset(special | set(tokenizer.all_special_ids)) - unknown
+        others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        everything = special.union(tokenizer.all_special_ids)
+        return frozenset(i for i in everything if i != tokenizer.unk_token_id or i in others)
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -81,21 +81,26 @@ class Encoder:
             if token.content in self.chat.text and _MARK.fullmatch(token.content.strip())
         }
 
+    @cached_property
+    def _control_text(self) -> re.Pattern[str]:
+        return _any_of(map(self._content, self.control_ids))
+
     def _chat_ids(self, chat: ChatTemplate, conversation: Conversation) -> tuple[int, ...]:
-        """The ids of ``apply_chat_template``, unless these hold control tokens that the template did not write.
+        """The ids of ``apply_chat_template``, unless a message holds what looks like a control token.
 
         Then the text between the template's own control tokens is tokenised by itself. Either way the control tokens
         are, one by one, those of the same conversation with harmless words: that is checked.
         """
         parts = chat.render(conversation)
-        roles = tuple(message.role for message in conversation)
+        roles: tuple[Role, ...] = tuple(message.role for message in conversation)
         if roles not in self._written:
             harmless = "".join(piece if isinstance(piece, str) else "a" for piece in chat.skeleton(roles))
             self._written[roles] = self._control(self._raw(harmless))
         written = self._written[roles]
-        ids = self._raw("".join(part.text for part in parts))
-        if self._control(ids) == written:
-            return tuple(ids)
+        if not any(self._control_text.search(part.text) for part in parts if not part.own):
+            ids = self._raw("".join(part.text for part in parts))
+            if self._control(ids) == written:
+                return tuple(ids)
         ids = self._in_pieces(parts, written)
         if self._control(ids) != written:
             raise AssayError(
@@ -105,17 +110,17 @@ class Encoder:
 
     def _in_pieces(self, parts: Sequence[Part], written: Iterable[int]) -> list[int]:
         """The template's own control tokens by their ids, and all text between two of them spelt out at once."""
-        contents = sorted({self._content(i) for i in written}, key=len, reverse=True)
-        control = re.compile("|".join(map(re.escape, contents)) or r"(?!)")
+        id_of = {self._content(i): i for i in written}
+        own = _any_of(id_of)
         pieces: list[str] = [""]  # text and control token in turn
         for part in parts:
-            found = re.split(f"({control.pattern})", part.text) if part.own else [part.text]
+            found = own.split(part.text) if part.own else [part.text]
             pieces[-1] += found[0]
             pieces += found[1:]
         ids: list[int] = []
         for place, piece in enumerate(pieces):
             if place % 2:
-                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+                ids.append(id_of[piece])
             elif piece:
                 ids += self._spelt_out(piece, self.control_ids, continued=bool(ids))
         return ids
@@ -154,3 +159,8 @@ class Encoder:
 
     def _content(self, token_id: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(token_id))
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Matches one of the texts, the longest where one is part of another, as a group."""
+    return re.compile(f"({'|'.join(map(re.escape, sorted(texts, key=len, reverse=True))) or '(?!)'})")

@@ -308,7 +308,7 @@ def fetch_corpus(task: Task) -> Path:
         raise AssayError(f"task {task.name!r} holds what no table can ({cause}): give a .jsonl file instead") from error
     runs.write_table(path, table)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    found = {"task": task.name, "digest": _digest(path), "fetched_at": now}
+    found: dict[str, Any] = {"task": task.name, "digest": _digest(path), "fetched_at": now}
     if not task.own:
         found["rows"] = {split: sum(row["split"] == split for row in rows) for split in task.splits}
     runs.write_json(_facts_path(task), found | facts)

@@ -134,7 +134,7 @@ def read_split(
     sizes = Counter(groups)
     largest = max(sizes.values())
     if own is not None:
-        splits = [own[row["line"]] for row in kept]
+        splits: list[Split] = [own[row["line"]] for row in kept]
     elif largest > 1 and largest > len(kept) / 2:
         example = next(row for row, group in zip(kept, groups, strict=True) if sizes[group] == largest)
         raise AssayError(
