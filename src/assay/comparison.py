@@ -29,7 +29,7 @@ from assay.statistics import Estimate, Interval, holm, mean_estimate, mean_over_
 Metric = Literal["golden", "proxy"]
 
 _DIGEST_OF = {"oracle": "models.oracle", "teacher": "models.teacher", "student": "models.student"}
-_DIGEST_OF |= {"corpus": "task.name"}
+_DIGEST_OF |= {"corpus": "task.name", "chat_template": "task.chat_template"}
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class ChatTemplate:
         text = _text(tokenizer)
         if text is None:
             raise AssayError(
-                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: set task.chat_template to false, "
-                "or choose a model that was made for conversations"
+                "the tokenizer has no chat template: set task.chat_template to false, or choose a model that was made "
+                "for conversations"
             )
         self.text = text
         # a newline right after a block is no part of what a template writes
