@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,11 +14,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from assay.config import TaskConfig
 from assay.data.chat import ROLES, ChatTemplate, Message, chat_template_digest
 from assay.data.encoding import Encoder
 from assay.errors import AssayError
-from assay.models.loading import load_tokenizer
+from assay.models.loading import load_model, load_tokenizer
+from assay.recipes import get_recipe
+from assay.stages import check_models
 from assay.types import Framing
+from assay.validation import validate
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
@@ -321,3 +327,35 @@ def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None
 
 def test_the_roles_are_the_usual_three() -> None:
     assert ROLES == ("system", "user", "assistant")
+
+
+# --- a run
+
+
+@pytest.mark.parametrize("family", ["", "seq2seq-"])
+def test_a_run_over_conversations_has_the_template_among_its_digests(tmp_path: Path, family: str) -> None:
+    template = "{% for m in messages %}<|pad|>{{ m.role[0] }}{{ m.content }}{% endfor %}<|pad|>"
+    models = {role: tmp_path / role for role in ("oracle", "teacher", "student")}
+    for role, folder in models.items():
+        tokenizer = load_tokenizer(f"define-{family}{role}")
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+        load_model(f"define-{family}{role}").module.save_pretrained(folder)
+    rows = [{"messages": [{"role": "user", "content": f"{i} or {i + 1}?"}]} for i in range(300)]
+    file = tmp_path / "talk.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quickstart = get_recipe("quickstart")
+    experiment = dataclasses.replace(
+        quickstart,
+        task=TaskConfig(str(file), chat_template=True, max_prompt_tokens=24),
+        models=dataclasses.replace(quickstart.models, **{role: str(folder) for role, folder in models.items()}),
+        stage_one=dataclasses.replace(quickstart.stage_one, num_oracle_prompts=50),
+        distillation=dataclasses.replace(quickstart.distillation, num_prompts=50),
+        probe=dataclasses.replace(quickstart.probe, num_prompts=16, num_monitored=8),
+    )
+    validate(experiment)
+    digests = check_models(experiment, tmp_path / "run", lambda progress: None)
+    assert digests["chat_template"] == chat_template_digest(with_template(template))
+    with_words = dataclasses.replace(experiment, task=dataclasses.replace(experiment.task, chat_template=False))
+    with pytest.raises(AssayError, match=r"line \d+ of task .* is a conversation: set task\.chat_template"):
+        check_models(with_words, tmp_path / "run", lambda progress: None)
