@@ -136,6 +136,8 @@ def test_a_budget_too_small_and_too_few_prompts_are_refused() -> None:
         (("--teacher", "nowhere"), "cannot load the model 'nowhere'"),
         (("--prompts", "none.jsonl"), "cannot read 'none.jsonl'"),
         (("--max-prompt-tokens", "1"), "add prompts, or raise --max-prompt-tokens"),
+        (("--references", "referense"), "unknown column of references"),
+        (("--task.template", "{promt}"), "did you mean 'prompt'"),
     ],
 )
 def test_bad_input_is_one_sentence(prompts: Path, tmp_path: Path, flags: tuple[str, str], said: str) -> None:
@@ -144,6 +146,11 @@ def test_bad_input_is_one_sentence(prompts: Path, tmp_path: Path, flags: tuple[s
     assert result.returncode == 2
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_references_and_the_chat_template_become_fields_of_the_task() -> None:
+    task = filled(wish(references="gold", chat_template=True), PROMPTS).task
+    assert (task.name, task.reference, task.chat_template) == ("p.jsonl", "gold", True)
 
 
 def test_a_source_may_be_named_unless_a_budget_chooses() -> None:

@@ -54,6 +54,8 @@ def distill(
     student: str,
     prompts: str,
     teacher: str,
+    references: str | None = None,
+    chat_template: bool = False,
     max_prompt_tokens: int = 256,
     max_response_tokens: int = 128,
     budget: int | None = None,
@@ -70,8 +72,10 @@ def distill(
 
     Args:
         student: A local checkpoint folder or a hub id (safetensors).
-        prompts: A .jsonl or .parquet file (docs/tasks.md), or a task of `assay tasks`.
+        prompts: A .jsonl or .parquet file (docs/tasks.md), "dataset:ID" of the hub, or a task of `assay tasks`.
         teacher: The same as for the student, with the same tokenizer.
+        references: The column of the prompts file that holds human answers; "reference" by default.
+        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
         max_prompt_tokens: Longer prompts are left out.
         max_response_tokens: Longer responses are cut.
         budget: Teacher tokens, written plus scored; buys stored responses, then fresh ones. Without it: one response
@@ -87,6 +91,8 @@ def distill(
         student=student,
         prompts=prompts,
         teacher=teacher,
+        references=references,
+        chat_template=chat_template,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         budget=budget,
@@ -103,6 +109,8 @@ def lab(
     teacher: str,
     student: str,
     prompts: str,
+    references: str | None = None,
+    chat_template: bool = False,
     max_prompt_tokens: int = 256,
     max_response_tokens: int = 128,
     divergence: str = "forward_kl",
@@ -119,7 +127,9 @@ def lab(
         oracle: A local checkpoint folder or a hub id (safetensors): the truth.
         teacher: A model with the same tokenizer, to be fine-tuned on the oracle's responses.
         student: Another one, to be fine-tuned and then distilled from the teacher.
-        prompts: A .jsonl or .parquet file (docs/tasks.md), or a task of `assay tasks`.
+        prompts: A .jsonl or .parquet file (docs/tasks.md), "dataset:ID" of the hub, or a task of `assay tasks`.
+        references: The column of the prompts file that holds human answers; "reference" by default.
+        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
         max_prompt_tokens: Longer prompts are left out.
         max_response_tokens: Longer responses are cut.
         divergence: Of docs/design.md's table.
@@ -132,6 +142,8 @@ def lab(
         prompts=prompts,
         teacher=teacher,
         oracle=oracle,
+        references=references,
+        chat_template=chat_template,
         max_prompt_tokens=max_prompt_tokens,
         max_response_tokens=max_response_tokens,
         divergence=divergence,
@@ -322,24 +334,37 @@ def tasks(
     action: Positional[Literal["list", "check", "fetch"]] = "list",
     target: Positional[str | None] = None,
     template: str | None = None,
+    reference: str | None = None,
+    responses: str | None = None,
+    without_oracle: bool = False,
 ) -> None:
     """List the tasks, check a file of your own prompts for leaks between its splits, or fetch a task beforehand.
 
     Args:
         action: "check" reports on a file, "fetch" brings a task into the cache, for machines without network.
-        target: A .jsonl or .parquet file to check, or the name of a task to fetch.
+        target: A .jsonl or .parquet file or a "dataset:ID" to check, or the name of a task to fetch.
         template: How a row of the file becomes a prompt: its columns in braces; "{prompt}" by default.
+        reference: The column with the human answers; "reference" by default.
+        responses: The column with the responses of a teacher that gives text only.
+        without_oracle: Split the file as a run without an oracle does, with its own column "split" if it has one.
     """
+    from assay.data.hub import DATASET
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
 
     if action == "list":
-        print("\n".join([*describe_tasks(), "or the path of a .jsonl or .parquet file: assay tasks check FILE"]))
+        own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
+        print("\n".join([*describe_tasks(), own]))
         return
     if target is None:
         raise AssayError(f"assay tasks {action} needs " + ("a file" if action == "check" else "the name of a task"))
     if action == "check":
-        print("\n".join(leakage_report(Path(target), template).lines()))
+        task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
+        if not task.own:
+            raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
+        print(
+            "\n".join(leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle).lines())
+        )
     else:
         print(fetch_corpus(get_task(target)))
 
@@ -381,7 +406,7 @@ def _own(command: Callable[..., Wish], given: Sequence[str]) -> None:
     wish, flags = tyro.cli(command, prog=prog, args=list(given), return_unknown_args=True)
     from assay.stages import count_prompts
 
-    draft = wish.draft()
+    draft, _, _ = _with_flags(wish.draft(), prog, flags)
     splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if wish.oracle is not None else ()))
     found = count_prompts(draft, splits)
     print(f"prompts that fit: {', '.join(f'{found[split]:,} {split}' for split in splits)}", file=sys.stderr)

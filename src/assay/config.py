@@ -21,12 +21,19 @@ PolicyName = Literal["off", "warn", "stop", "auto"]
 class TaskConfig:
     """What is asked and answered. A response ends with the end-of-sequence token or at its token limit.
 
-    ``name`` is a task from ``assay tasks``, or the path of a .jsonl or .parquet file with a column ``prompt``.
+    ``name`` is a task from ``assay tasks``, the path of a .jsonl or .parquet file with a column ``prompt`` or
+    ``messages``, or "dataset:ID" for a data set of the hub or a local folder with such a column.
     ``template`` shows columns in braces, as in "{prompt} =": None keeps a named task's own, and "{prompt}" for a file.
+    ``reference`` names the column with the human answer (None: the task's own, "reference" in a file), ``responses``
+    one with the responses of a teacher that gives text only: a text or a list of texts. ``chat_template`` renders
+    prompts with the tokenizer's chat template, a text as the one message of a user.
     """
 
     name: str = "define"
     template: str | None = None
+    reference: str | None = None
+    responses: str | None = None
+    chat_template: bool = False
     max_prompt_tokens: int = 16
     max_response_tokens: int = 24
 

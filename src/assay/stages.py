@@ -21,11 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from assay import provenance, runs
 from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
 from assay.data.augmentation import Text, paraphrase_instructions, retold
+from assay.data.chat import chat_template_digest
 from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, pool_size, present_pairs
 from assay.data.signal_store import SignalStore, tokenizer_digest
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.data.store import read_responses, responses_table
-from assay.data.tasks import Split, corpus_digest, get_task, load_prompts
+from assay.data.tasks import Split, corpus_digest, load_prompts
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
 from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
@@ -80,7 +81,7 @@ class Workspace:
     def prompts(self, split: Split, num_prompts: int | None) -> list[Prompt]:
         """The run's prompts of a split, drawn with the run's seed; all that fit for None."""
         task = self.experiment.task
-        corpus = get_task(task.name, task.template)
+        corpus = self.text.corpus
         manifest = self.folder / "manifest.json"
         if manifest.exists():  # within a run: its text must not change under it
             provenance.pin_digests(runs.read_json(manifest), {"corpus": corpus_digest(corpus)})
@@ -113,7 +114,7 @@ class Workspace:
     @property
     def text(self) -> Text:
         """How text becomes prompts."""
-        return Text(self.experiment.task, self.tokenizer, self.framing)
+        return Text(self.experiment.task, self.tokenizer, self.framing, self.experiment.models.oracle is not None)
 
     def held_out(self) -> list[Prompt]:
         """The probe's prompts."""
@@ -232,8 +233,12 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     _check_leaks(work.held_out(), stage_one, work.distillation_pool())
     if "teacher" in models:
         _check_augmentation(work, models["teacher"])
-    corpus = corpus_digest(get_task(experiment.task.name, experiment.task.template))
-    return {role: model.digest for role, model in everyone.items()} | {"corpus": corpus}
+    digests: dict[str, str] = {role: model.digest for role, model in everyone.items()} | {
+        "corpus": corpus_digest(work.text.corpus)
+    }
+    if experiment.task.chat_template:
+        digests["chat_template"] = str(chat_template_digest(work.tokenizer))
+    return digests
 
 
 def _check_temperature(experiment: Experiment, teacher: Teacher) -> None:

@@ -77,6 +77,8 @@ def validate(experiment: Experiment) -> None:
         raise AssayError("the probe needs num_shown <= num_monitored <= num_prompts: each is a part of the next")
     if experiment.task.template is not None:
         template_columns(experiment.task.template)
+    if experiment.task.responses is not None and experiment.task.responses == experiment.task.reference:
+        raise AssayError("task.reference and task.responses name one column: the truth must not be the teacher's word")
     _check_diversity(experiment.distillation)
     _check_signals(experiment.distillation)
     _check_name("recipe", experiment.recipe)

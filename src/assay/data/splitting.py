@@ -80,6 +80,11 @@ def split_of(group_key: str, shares: Mapping[Split, float] = SHARES) -> Split:
     return list(shares)[-1]
 
 
+def without_oracle(split: Split) -> Split:
+    """The split in a run without an oracle: what would have been its prompts are distilled on; held out stays so."""
+    return "distillation" if split == "oracle" else split
+
+
 def assign_splits(
     keys_of_rows: Sequence[Sequence[str]], shares: Mapping[Split, float] = SHARES
 ) -> tuple[list[Split], list[int]]:

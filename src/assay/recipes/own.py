@@ -48,6 +48,8 @@ class Wish:
     prompts: str
     teacher: str | None = None
     oracle: str | None = None
+    references: str | None = None
+    chat_template: bool = False
     max_prompt_tokens: int = 256
     max_response_tokens: int = 128
     budget: int | None = None
@@ -68,6 +70,8 @@ class Wish:
             seed=self.seed,
             task=TaskConfig(
                 self.prompts,
+                reference=self.references,
+                chat_template=self.chat_template,
                 max_prompt_tokens=self.max_prompt_tokens,
                 max_response_tokens=self.max_response_tokens,
             ),
