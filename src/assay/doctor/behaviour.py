@@ -87,7 +87,7 @@ def labels_in_place(case: Case) -> Outcome:
             1: _furthest(ours_N[:-1], _scores(by_hand_NV[1:], response[:-1])),
             -1: _furthest(ours_N[1:], _scores(by_hand_NV[:-1], response[1:])),
         }
-        if differences[0] > SCORE_TOLERANCE:
+        if not differences[0] <= SCORE_TOLERANCE:  # nor where it is not a number
             shift = next((by for by in (1, -1) if differences[by] <= SCORE_TOLERANCE), None)
             cause = (
                 "labels are shifted: each token is scored with the law of the position "
@@ -150,7 +150,7 @@ def student_is_itself(case: Case) -> Outcome:
     if same[worst] > SAME_NATS:
         return refusal(
             f"{worst} of the student from itself is {same[worst]:.3g} nats, not 0",
-            "its log-probabilities are not normalised or not finite: check the weights",
+            "its log-probabilities are not finite: check the weights",
             **numbers,
         )
     if not abs(itself) < ITSELF_NATS:
@@ -205,7 +205,7 @@ def first_distance(case: Case) -> Outcome:
     for i in range(len(pairs)):
         with case.teacher.model.evaluating(), case.student.model.evaluating():
             laws = [case.cut(side.model.log_probs(pairs[i : i + 1])) for side in case.sides]
-        total += forward_kl(laws[0], laws[1].to(laws[0].device)).sum().item()
+        total += forward_kl(laws[0], laws[1]).sum().item()
     kl, limit = total / pairs.num_tokens, math.log(case.num_ids) / 2
     what = f"KL(teacher‖student) is {kl:.3g} nats per token at the start"
     if kl <= limit:

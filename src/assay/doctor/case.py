@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from assay.data.tasks import encode
 from assay.data.user_text import DEFAULT_TEMPLATE, RESERVED, UserRow, read_rows
 from assay.doctor.sides import Side, read_side
 from assay.errors import AssayError, unknown_name
+from assay.models.pretrained import sample_responses
 from assay.models.sampling import response_seed
 from assay.types import Batch, Framing
 from assay.validation import template_columns
@@ -123,10 +125,19 @@ class Case:
 
     @cached_property
     def teacher_pairs(self) -> Batch:
-        """The measured prompts, each with a response that the teacher has sampled."""
-        prompts = [self.all_prompt_ids[i] for i in self.measured]
+        """The measured prompts, each with a response that the teacher has sampled from its law (``cut``)."""
+        model, prompts = self.teacher.model, [self.all_prompt_ids[i] for i in self.measured]
         seeds = [response_seed("doctor", i) for i in self.measured]
-        return Batch(prompts, self.teacher.model.sample(prompts, seeds, self.request.max_response_tokens))
+        with torch.no_grad(), model.evaluating():
+            responses = sample_responses(
+                model,
+                lambda hidden_AH: self.cut(model.head(hidden_AH)),
+                prompts,
+                seeds,
+                self.request.max_response_tokens,
+                sampling_temperature=1.0,
+            )
+        return Batch(prompts, responses)
 
     def cut(self, log_p_NV: Tensor) -> Tensor:
         """A law as a run compares it: over the tokenizer's ids where the models pad their output unlike."""

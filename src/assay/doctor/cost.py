@@ -17,6 +17,7 @@ from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, passed, refusal, warning
 from assay.footprint import FLOAT_BYTES, LAYER_ACTIVATIONS, LOSS_COPIES, TRAINED_COPIES
 from assay.models.batching import DENSE_VOCABULARY_LIMIT
+from assay.models.pretrained import PretrainedModel
 from assay.report.words import duration
 from assay.training import train_step
 from assay.types import Batch, Dense
@@ -99,9 +100,7 @@ def run_time(case: Case) -> Outcome:
     writing = _seconds(lambda: teacher.sample(prompts, range(len(prompts)), request.max_response_tokens))
     with torch.no_grad(), teacher.evaluating():
         scoring = _seconds(lambda: teacher.log_probs(few))
-        log_p_NV = case.cut(teacher.log_probs(few))
-    training = _training_seconds(case, Batch(few.prompt_ids, few.response_ids, Dense(log_p_NV)))
-    student.module.zero_grad(set_to_none=True)
+    training = _training_seconds(student, few)
     num_prompts = len(case.kept)
     each = [seconds / len(few) for seconds in (writing, scoring, training)]
     total = num_prompts * (each[0] + each[1] + request.passes * each[2])
@@ -117,11 +116,15 @@ def run_time(case: Case) -> Outcome:
     )
 
 
-def _training_seconds(case: Case, batch: Batch) -> float:
-    """Of one optimiser step with the learning rate 0, which leaves the weights as they are."""
-    student, config = case.student.model, TrainingConfig(learning_rate=0.0, warmup_steps=0)
+def _training_seconds(student: PretrainedModel, pairs: Batch) -> float:
+    """Of one optimiser step towards the student's own law, which has the right shape, with the learning rate 0."""
+    with torch.no_grad(), student.evaluating():
+        batch = Batch(pairs.prompt_ids, pairs.response_ids, Dense(student.log_probs(pairs)))
+    config = TrainingConfig(learning_rate=0.0, warmup_steps=0)
     optimizer = AdamW(student.module.parameters(), lr=0.0)
-    return _seconds(lambda: train_step(student, optimizer, batch, 0, config))
+    seconds = _seconds(lambda: train_step(student, optimizer, batch, 0, config))
+    student.module.zero_grad(set_to_none=True)
+    return seconds
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -51,12 +51,16 @@ class Side:
     @property
     def vocab_size(self) -> int:
         """Output rows, as the config says."""
-        return int(self.config.get_text_config().vocab_size)
+        size = getattr(self.config.get_text_config(), "vocab_size", None)
+        if not isinstance(size, int):
+            raise AssayError(f"the config.json of model {self.name!r} states no vocab_size: it is no language model")
+        return size
 
     @property
     def eos_token_ids(self) -> set[int]:
         """Every token that ends a response according to config.json and generation_config.json."""
-        return _ids(self.config.get_text_config().eos_token_id) | _ids(self.generation.get("eos_token_id"))
+        config = self.config.get_text_config()
+        return _ids(getattr(config, "eos_token_id", None)) | _ids(self.generation.get("eos_token_id"))
 
     @property
     def context_tokens(self) -> int | None:
