@@ -439,6 +439,10 @@ def test_lengths_against_the_context(clean: Request) -> None:
     beyond = finding(of_files(clean, max_response_tokens=161 - longest), "D009")
     assert beyond.status == "refuse"
     assert beyond.numbers["beyond_context"] >= 1
+    advised = int(beyond.advice.split()[-1])
+    shorter = of_files(clean, max_prompt_tokens=advised, max_response_tokens=161 - longest)
+    assert finding(shorter, "D009").status != "refuse"
+    assert finding(of_files(clean, max_response_tokens=160), "D009").advice == "lower --max-response-tokens"
     dropped = finding(of_files(clean, max_prompt_tokens=20, max_response_tokens=161 - longest), "D009")
     assert dropped.status == "warning"
     assert dropped.numbers["dropped"] > 0

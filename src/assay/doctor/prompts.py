@@ -33,12 +33,15 @@ def lengths(case: Case) -> Outcome:
         f"{contexts}; {numbers['dropped']:,} of {num:,} prompts are dropped as longer than {limit or 'any limit'}, "
         f"{cut:,} of {len(references):,} references are cut"
     )
-    if beyond or not kept:
+    if beyond:
+        fitting = max((len(case.all_prompt_ids[i]) for i in kept if case.fits(i)), default=0)
         return refusal(
             f"{what}, {len(beyond):,} kept prompts with a response are beyond a context",
-            "lower --max-prompt-tokens or --max-response-tokens" if kept else "raise --max-prompt-tokens",
+            f"set --max-prompt-tokens to {fitting}" if fitting else "lower --max-response-tokens",
             **numbers,
         )
+    if not kept:
+        return refusal(what, "raise --max-prompt-tokens", **numbers)
     if numbers["dropped"] > TOLERATED_SHARE * num or cut > TOLERATED_SHARE * len(references):
         return warning(what, "raise --max-prompt-tokens or --max-response-tokens, or accept the loss", **numbers)
     return passed(what, **numbers)

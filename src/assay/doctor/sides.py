@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from assay.errors import AssayError
 from assay.models.loading import (
@@ -113,11 +113,9 @@ def _check_weight_files(name: str, folder: Path) -> None:
 
 def _generation_config(name: str) -> dict[str, Any]:
     """The content of generation_config.json; empty without one."""
-    path = cached_file(checkpoint_of(name), "generation_config.json", _raise_exceptions_for_missing_entries=False)
-    if path is None:
-        return {}
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        path = cached_file(checkpoint_of(name), "generation_config.json", _raise_exceptions_for_missing_entries=False)
+        content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AssayError(f"cannot read generation_config.json of model {name!r}: {error}") from error
     if not isinstance(content, dict):
