@@ -27,7 +27,7 @@ from assay.doctor_table import print_examination
 from assay.errors import AssayError
 from assay.models.bases import base_path
 from assay.models.causal import CausalModel
-from assay.models.loading import load_model, load_tokenizer, parameter_shapes
+from assay.models.loading import describe, load_model, load_tokenizer
 from assay.training import save_model
 from assay.types import Batch
 
@@ -474,7 +474,7 @@ def test_the_forecast_of_memory_against_the_machine(clean: Request, monkeypatch:
 def test_shapes_are_those_of_the_weights() -> None:
     for name in ("define-teacher", "define-seq2seq-student"):
         parameters = load_model(name).module.named_parameters()
-        assert parameter_shapes(name) == {key: tuple(p.shape) for key, p in parameters}
+        assert describe(name)[1] == {key: tuple(p.shape) for key, p in parameters}
 
 
 def test_a_forecast_of_disk_against_what_is_free(clean: Request, monkeypatch: pytest.MonkeyPatch) -> None:

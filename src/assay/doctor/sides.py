@@ -13,15 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from assay.errors import AssayError
-from assay.models.loading import (
-    checkpoint_of,
-    load_config,
-    load_framing,
-    load_model,
-    load_tokenizer,
-    parameter_shapes,
-    ships_tokenizer,
-)
+from assay.models.loading import checkpoint_of, describe, load_framing, load_model, load_tokenizer, ships_tokenizer
 from assay.models.pretrained import PretrainedModel
 from assay.models.sizes import ModelSize, size_from_shapes
 from assay.types import Framing
@@ -35,6 +27,7 @@ class Side:
     name: str
     device: str
     config: PreTrainedConfig
+    shapes: dict[str, tuple[int, ...]]
     generation: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase | None
 
@@ -46,7 +39,7 @@ class Side:
     @cached_property
     def size(self) -> ModelSize:
         """Parameters and widths, from the config alone."""
-        return size_from_shapes(self.name, self.config.get_text_config().to_dict(), parameter_shapes(self.name))
+        return size_from_shapes(self.name, self.config.get_text_config().to_dict(), self.shapes)
 
     @property
     def vocab_size(self) -> int:
@@ -89,12 +82,12 @@ def read_side(role: str, name: str, device: str) -> Side:
 
     Raises AssayError when it cannot be read, and for a folder whose weights are pickled, missing or damaged.
     """
-    config = load_config(name)
+    config, shapes = describe(name)
     folder = Path(checkpoint_of(name))
     if folder.is_dir():
         _check_weight_files(name, folder)
     tokenizer = load_tokenizer(name) if ships_tokenizer(name) else None
-    return Side(role, name, device, config, _generation_config(name), tokenizer)
+    return Side(role, name, device, config, shapes, _generation_config(name), tokenizer)
 
 
 def _check_weight_files(name: str, folder: Path) -> None:

@@ -72,7 +72,7 @@ def load_model(name: str, device: str = "cpu") -> PretrainedModel:
     Raises AssayError when it cannot be loaded, or when weights are missing, superfluous or of another shape.
     """
     check_device(device)
-    adapter, auto_class = _family(load_config(name))
+    adapter, auto_class = _family(_load_config(name))
     with _readable_errors("model", name):
         loaded: Any = auto_class.from_pretrained(
             checkpoint_of(name),
@@ -92,7 +92,7 @@ def load_model(name: str, device: str = "cpu") -> PretrainedModel:
 def random_model(name: str, seed: int, device: str = "cpu") -> PretrainedModel:
     """The architecture of ``name`` with weights drawn with ``seed``."""
     check_device(device)
-    config = load_config(name)
+    config = _load_config(name)
     adapter, auto_class = _family(config)
     torch.manual_seed(seed)
     with _readable_errors("model", name):
@@ -100,17 +100,7 @@ def random_model(name: str, seed: int, device: str = "cpu") -> PretrainedModel:
     return adapter(module.to(device).eval(), name)
 
 
-def parameter_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of the weights that a model of this config has, tied ones once; nothing is loaded or allocated."""
-    config = load_config(name)
-    _, auto_class = _family(config)
-    with _readable_errors("model", name), torch.device("meta"):
-        module = auto_class.from_config(config)
-    return {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
-
-
-def load_config(name: str) -> PreTrainedConfig:
-    """The config of a model, without its weights; AssayError when it cannot be read."""
+def _load_config(name: str) -> PreTrainedConfig:
     with _readable_errors("model", name):
         return AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
 
@@ -131,12 +121,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def ships_tokenizer(name: str) -> bool:
-    """Whether a checkpoint folder has a tokenizer; a hub id is taken to have one."""
-    folder = Path(checkpoint_of(name))
-    return not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZER_FILES)
-
-
 def load_framing(name: str, tokenizer: PreTrainedTokenizerBase) -> Framing:
     """The special tokens that the tokenizer of ``name`` puts around text, as far as the model's family wants them.
 
@@ -152,7 +136,7 @@ def load_framing(name: str, tokenizer: PreTrainedTokenizerBase) -> Framing:
 
     plain = tokenizer.encode("a", add_special_tokens=False)
     before, after = around(tokenizer.encode("a"))
-    adapter, _ = _family(load_config(name))
+    adapter, _ = _family(_load_config(name))
     if not adapter.prompts_are_closed:
         return Framing(before)
     before_reference, _ = around(tokenizer(text_target="a")["input_ids"])
@@ -197,7 +181,8 @@ def check_same_vocabulary(first: PretrainedModel, second: PretrainedModel) -> No
 
 def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raises AssayError when model ``name`` ships a tokenizer with other ids; a model without one is taken on trust."""
-    if not ships_tokenizer(name):
+    folder = Path(checkpoint_of(name))
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
         return
     theirs, ours = load_tokenizer(name).get_vocab(), tokenizer.get_vocab()
     differing = [token for token in sorted(theirs | ours) if theirs.get(token) != ours.get(token)]
@@ -206,3 +191,22 @@ def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"the tokenizer of {name!r} gives {len(differing)} tokens other ids than the oracle's (such as "
             f"{differing[0]!r}): exact divergences need one tokenizer; choose models that share it"
         )
+
+
+def describe(name: str) -> tuple[PreTrainedConfig, dict[str, tuple[int, ...]]]:
+    """The config of a model and the shapes of the weights that it asks for, tied ones once; nothing is loaded.
+
+    Raises AssayError when there is no config, or no model can be made of it.
+    """
+    with _readable_errors("model", name):
+        config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+    _, auto_class = _family(config)
+    with _readable_errors("model", name), torch.device("meta"):
+        module = auto_class.from_config(config)
+    return config, {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
+
+
+def ships_tokenizer(name: str) -> bool:
+    """Whether a checkpoint folder has a tokenizer; a hub id is taken to have one."""
+    folder = Path(checkpoint_of(name))
+    return not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZER_FILES)
