@@ -377,7 +377,8 @@ def test_a_law_that_is_no_law_is_refused(clean: Request) -> None:
 
     assert behaviour.labels_in_place(with_student(clean, adding(1.0))).status == "refuse"
     assert behaviour.labels_in_place(with_student(clean, adding(math.nan))).status == "refuse"
-    assert behaviour.student_is_itself(with_student(clean, adding(math.nan))).status == "refuse"
+    itself = behaviour.student_is_itself(with_student(clean, adding(math.nan)))
+    assert (itself.status, itself.what.endswith("is inf nats, not 0")) == ("refuse", True)
 
 
 def test_a_model_that_does_not_run_is_refused_and_nothing_is_measured(clean: Request, tmp_path: Path) -> None:
@@ -515,7 +516,8 @@ def test_a_vocabulary_in_another_order_is_absurdly_far(glosses: Request, tmp_pat
 
 
 def test_responses_that_are_cut_or_empty(clean: Request, tmp_path: Path) -> None:
-    assert finding(examine(dataclasses.replace(clean, max_response_tokens=2)), "D022").numbers["cut_share"] > 0.25
+    cut = finding(examine(dataclasses.replace(clean, max_response_tokens=2)), "D022")
+    assert (cut.status, cut.numbers["cut_share"] > 0.25) == ("warning", True)
     teacher = copy_of(clean.teacher, tmp_path / "teacher")
     weights = load_file(teacher / "model.safetensors")
     weights["lm_head.weight"][513, 0] = 9.0
