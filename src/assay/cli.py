@@ -294,6 +294,57 @@ def diagnose(
     diagnose_log(log, {name: column for name, column in named.items() if column}, columns, arm, as_json, figure)
 
 
+def doctor(
+    teacher: str,
+    student: str,
+    prompts: Path,
+    held_out: Path | None = None,
+    reference: str | None = None,
+    template: str | None = None,
+    chat_template: bool = False,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int = 128,
+    batch_size: int = 64,
+    passes: float = 1.0,
+    device: str = "cpu",
+    weights: Literal["auto", "always", "never"] = "auto",
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Say before a run whether this teacher, this student and these prompts fit together.
+
+    Exit code: 0 pass, 1 warnings, 3 refuse; 2 for what cannot be read. docs/doctor.md explains the checks.
+
+    Args:
+        teacher: An embedded base, a local checkpoint folder, or a hub id.
+        student: The same.
+        prompts: A .jsonl or .parquet file with a column "prompt", and with "split" if it says what is held out.
+        held_out: Another such file, with held-out prompts.
+        reference: Column with human answers; "reference" by default, if there is one.
+        template: How a row becomes a prompt: its columns in braces; "{prompt}" by default.
+        chat_template: Render prompts with the teacher's chat template, as one message of the user.
+        max_prompt_tokens: Longer prompts are dropped; by default none is.
+        max_response_tokens: Where responses are cut.
+        batch_size: Of the run, for the forecast of memory.
+        passes: Over the prompts, for the forecast of time.
+        device: Where the models are tried.
+        weights: "auto" loads them unless a check of the files refuses.
+        as_json: One JSON object on stdout and nothing else.
+    """
+    from assay.doctor.case import Request
+    from assay.doctor.examination import examine
+
+    request = Request(teacher, student, prompts, held_out, reference, template, chat_template, max_prompt_tokens,
+                      max_response_tokens, batch_size, passes, device)  # fmt: skip
+    found = examine(request, weights, lambda line: print(f"assay: {line}", file=sys.stderr))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        from assay.doctor_table import print_examination
+
+        print_examination(found)
+    sys.exit(found.exit_code)
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -384,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             commands = {
                 f.__name__: f
                 for f in (
-                    *(quickstart, distill, lab, run, sweep, plan, report, compare, diagnose),
+                    *(quickstart, doctor, distill, lab, run, sweep, plan, report, compare, diagnose),
                     *(recipes, bases, tasks),
                 )
             }

@@ -275,3 +275,22 @@ def check_same_tokenizer(
             f"the tokenizer of {name!r} gives {len(differing)} tokens other ids than the oracle's (such as "
             f"{differing[0]!r}): exact divergences need one tokenizer; choose models that share it"
         )
+
+
+def describe(name: str) -> tuple[PreTrainedConfig, dict[str, tuple[int, ...]]]:
+    """The config of a model and the shapes of the weights that it asks for, tied ones once; nothing is loaded.
+
+    Raises AssayError when there is no config, or no model can be made of it.
+    """
+    with _readable_errors("model", name):
+        config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+    _, auto_class = _family(config)
+    with _readable_errors("model", name), torch.device("meta"):
+        module = auto_class.from_config(config)
+    return config, {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
+
+
+def ships_tokenizer(name: str) -> bool:
+    """Whether a checkpoint folder has a tokenizer; a hub id is taken to have one."""
+    folder = Path(checkpoint_of(name))
+    return not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZER_FILES)
