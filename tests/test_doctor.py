@@ -262,11 +262,25 @@ def test_prompts_that_a_template_has_already_rendered(clean: Request, tmp_path: 
     rows = read(clean.prompts)
     rows[7]["prompt"] = "<|im_start|>user\nwhat is it<|im_end|>"
     path = write(tmp_path / "rendered.jsonl", rows)
-    for chat, words in ((True, "opened twice"), (False, "spelt out")):
+    for chat, words in ((True, "inside the template's own turns"), (False, "spelt out")):
         found = finding(of_files(clean, prompts=path, chat_template=chat), "D006")
         assert (found.status, found.numbers["prompts"]) == ("warning", 1)
         assert "line 8" in found.what
         assert words in found.what
+
+
+def test_conversations_are_examined_as_the_prompts_that_they_say(clean: Request, tmp_path: Path) -> None:
+    rows = read(clean.prompts)
+    talks = [
+        {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["reference"]}]}
+        for r in rows
+    ]
+    path = write(tmp_path / "talks.jsonl", talks)
+    plain, conversations = (of_files(clean, prompts=given) for given in (clean.prompts, path))
+    assert flagged(conversations) == {}
+    assert [f.what for f in conversations.findings] == [f.what for f in plain.findings]
+    with pytest.raises(AssayError, match=r"give --chat-template|set task.chat_template"):
+        of_files(clean, prompts=path, chat_template=False)
 
 
 def test_a_beginning_that_only_one_tokenizer_adds(clean: Request, tmp_path: Path) -> None:
@@ -565,7 +579,7 @@ def test_what_cannot_be_read_ends_in_one_sentence(clean: Request, tmp_path: Path
         ({"teacher": str(broken)}, "cannot render"),
         ({"prompts": tmp_path / "absent.jsonl"}, "cannot read"),
         ({"prompts": half}, "line 2 has no 'split'"),
-        ({"reference": "answr"}, "unknown column"),
+        ({"reference": "answr"}, "column of references"),
         ({"template": "{reference}"}, "must not see"),
         ({"max_response_tokens": 0}, "--max-response-tokens"),
         ({"device": "abacus"}, "cannot be used"),

@@ -6,16 +6,16 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from assay.data.splitting import assign_splits, row_keys
-from assay.data.tasks import encode
-from assay.data.user_text import DEFAULT_TEMPLATE, RESERVED, UserRow, read_rows
+from assay.data.chat import ChatTemplate, Conversation, Message
+from assay.data.encoding import Encoder
+from assay.data.splitting import assign_splits, row_keys, without_oracle
+from assay.data.user_rows import REFERENCE, UserRow, read_rows
+from assay.data.user_text import DEFAULT_TEMPLATE
 from assay.doctor.sides import Side, read_side
 from assay.errors import AssayError, unknown_name
 from assay.models.pretrained import sample_responses
@@ -53,9 +53,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt as the template makes it; ``split`` is the file's own, if it brings one."""
+    """A prompt as the template makes it, or a conversation; ``text`` is all of its words.
+
+    ``split`` is the file's own, if it brings one.
+    """
 
     line: int
+    said: str | Conversation
     text: str
     reference: str | None
     split: str | None
@@ -95,15 +99,19 @@ class Case:
         return self.teacher.framing(self.tokenizer)
 
     @cached_property
+    def encoder(self) -> Encoder:
+        """How a run makes tokens of text."""
+        return Encoder(self.tokenizer, self.framing, self.request.chat_template)
+
+    @cached_property
     def rendered(self) -> list[str]:
         """Prompts as text that a run would feed."""
-        return [self.render(row.text, self.tokenizer) for row in self.rows]
+        return [self.render(row.said, self.tokenizer) for row in self.rows]
 
     @cached_property
     def all_prompt_ids(self) -> list[TokenIds]:
         """Tokens of every prompt, with the special ones around it."""
-        framing = Framing() if self.request.chat_template else self.framing
-        return [(*framing.before, *self.encode(text, self.tokenizer), *framing.after) for text in self.rendered]
+        return [self.encoder.prompt(row.said) for row in self.rows]
 
     @cached_property
     def kept(self) -> list[int]:
@@ -147,25 +155,22 @@ class Case:
 
     def reference_ids(self, text: str) -> TokenIds:
         """Tokens of a reference as it is scored, uncut: it ends with the end-of-sequence token."""
-        spelt = encode(self.tokenizer, text if self.request.chat_template else f" {text}")
-        return (*self.framing.before_reference, *spelt, int(self.tokenizer.eos_token_id))  # type: ignore[arg-type]
+        return self.encoder.answer(text)
 
-    def render(self, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The text itself or, as a chat, one message of the user with the beginning of the answer."""
+    def render(self, said: str | Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text itself or, with a chat template, a conversation with the beginning of the answer."""
         if not self.request.chat_template:
-            return text
-        message = [{"role": "user", "content": text}]
-        try:
-            rendered: Any = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, ValueError) as error:
-            raise AssayError(f"the chat template cannot render a prompt: {error}; mend it, or leave it out") from error
-        return rendered
+            if isinstance(said, str):
+                return said
+            raise AssayError("the prompts are conversations: give --chat-template")
+        conversation = (Message("user", said),) if isinstance(said, str) else said
+        return "".join(part.text for part in ChatTemplate(tokenizer).render(conversation))
 
     def encode(self, rendered: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Tokens of a rendered prompt: only a chat template writes special tokens."""
         if self.request.chat_template:
             return tokenizer.encode(rendered, add_special_tokens=False)
-        return encode(tokenizer, rendered)
+        return Encoder(tokenizer).spell(rendered)
 
     @cached_property
     def own_splits(self) -> bool:
@@ -178,7 +183,7 @@ class Case:
         if self.own_splits:
             return [str(row.split) for row in self.rows]
         chosen, _ = assign_splits([row_keys(row.text, row.reference, row.group) for row in self.rows])
-        return list(chosen)
+        return [without_oracle(split) for split in chosen]
 
     def fits(self, i: int) -> bool:
         """Whether prompt ``i`` with the longest response is within both contexts."""
@@ -223,25 +228,33 @@ def _in_split(row: Row, split: str) -> Row:
 def _rows(request: Request, path: Path) -> list[Row]:
     """The rows of a file under the template. Raises AssayError for columns that are not there or no text."""
     template = request.template or DEFAULT_TEMPLATE
-    shown, reference = template_columns(template), request.reference or "reference"
-    found = read_rows(path)
-    known = {column for row in found for column in row.columns}
-    for column in (*shown, *([request.reference] if request.reference else [])):
+    shown, reference = template_columns(template), request.reference or REFERENCE
+    found = read_rows(path, reference)
+    plain = [row for row in found if row.conversation is None]
+    known = {column for row in plain for column in row.columns}
+    for column in shown if plain else ():
         if column not in known:
             raise unknown_name(f"column of {str(path)!r}", column, known)
-    hidden = {*RESERVED, reference}.intersection(shown)
+    hidden = {REFERENCE, "split", reference}.intersection(shown)
     if hidden:
         raise AssayError(f"the template shows {min(hidden)!r}, which the model must not see: take it out")
     return [
         Row(
             row.line,
-            template.format(**{column: _text(path, row, column) for column in shown}),
-            None if row.columns.get(reference) is None else _text(path, row, reference),
+            *_said(path, row, template),
+            row.reference,
             None if row.columns.get("split") is None else str(row.columns["split"]),
             None if row.columns.get("group") is None else str(row.columns["group"]),
         )
         for row in found
     ]
+
+
+def _said(path: Path, row: UserRow, template: str) -> tuple[str | Conversation, str]:
+    if row.conversation is not None:
+        return row.conversation, "\n".join(message.content for message in row.conversation)
+    text = template.format(**{column: _text(path, row, column) for column in template_columns(template)})
+    return text, text
 
 
 def _text(path: Path, row: UserRow, column: str) -> str:

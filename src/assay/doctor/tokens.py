@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from assay.data.tasks import encode
+from assay.data.encoding import encode
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, not_applicable, passed, refusal, warning
 from assay.doctor.sides import Side
@@ -182,11 +182,11 @@ def chat_template(case: Case) -> Outcome:
     unlike = [
         i
         for i, rendered in enumerate(case.rendered)
-        if rendered != case.render(case.rows[i].text, case.student.tokenizer)
+        if rendered != case.render(case.rows[i].said, case.student.tokenizer)
     ]
     if not unlike:
         return passed(f"{what}; all {len(case.rows):,} prompts are rendered alike", unlike_prompts=0)
-    example = case.render(case.rows[unlike[0]].text, case.student.tokenizer)
+    example = case.render(case.rows[unlike[0]].said, case.student.tokenizer)
     return warning(
         f"{what}: {len(unlike):,} of {len(case.rows):,} prompts are rendered otherwise (line "
         f"{case.rows[unlike[0]].line}: {_short(case.rendered[unlike[0]])} and {_short(example)}); a run uses the "
@@ -216,7 +216,7 @@ def special_tokens(case: Case) -> Outcome:
     what = f"{len(lines):,} of {len(case.rows):,} prompts hold special tokens (line {found[0][0]}: {found[0][1]})"
     if case.request.chat_template:
         return warning(
-            f"{what}: the template puts its own around them, so turns are opened twice",
+            f"{what}: they are spelt out as text inside the template's own turns, not read as tokens",
             "give the messages' text alone",
             prompts=len(lines),
         )
