@@ -19,7 +19,6 @@ from assay.diagnosing import diagnosis_of
 from assay.diagnostics.detector import Diagnosis
 from assay.diagnostics.trajectory import Trajectory
 from assay.errors import AssayError, unknown_name
-from assay.experiment import NUM_SHARDS
 from assay.integrations.logs import Log, is_run, read_log
 from assay.report.files import read_manifest, read_summary
 from assay.report.words import deed
@@ -157,11 +156,7 @@ class Observer:
         if any((self.target / "arms" / name / "metrics.jsonl").exists() for name in names):
             ended = sum((self.target / "arms" / name / "finished.json").exists() for name in names)
             return f"stage 2: distillation, {ended} of {len(names)} arms finished"
-        if len(list(self.target.glob("stage1/oracle-*.parquet"))) == NUM_SHARDS:
-            return "stage 1: fine-tuning, then answers to the held-out prompts"
-        if (self.target / "stage1").exists():
-            return "stage 1: responses to learn from"
-        return "loading models"
+        return "stage 1: responses and fine-tuning" if (self.target / "stage1").exists() else "loading models"
 
     def _arm(self, name: str, total: int | None, is_judged: bool) -> Watched:
         folder = self.target / "arms" / name

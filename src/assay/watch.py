@@ -18,7 +18,7 @@ from assay.errors import AssayError
 from assay.integrations.trackers import Mirror
 from assay.observation import Observation, Observer
 from assay.report.words import readable, visible
-from assay.watch_frame import frame, standing
+from assay.watch_frame import frame, standing, step_of
 
 
 def watch(
@@ -105,7 +105,7 @@ def _print_lines(observer: Observer, mirror: Mirror, interval: float) -> None:
             if each.step is not None and shown.get(each.name) != each.step:
                 shown[each.name] = each.step
                 place = "" if each.total_steps is None else f"/{each.total_steps:,}"
-                print(f"{readable(visible(each.name))} {each.step:,g}{place}: {standing(each)}", flush=True)
+                print(f"{readable(visible(each.name))} {step_of(each.step)}{place}: {standing(each)}", flush=True)
         if seen.is_finished:
             return
         time.sleep(interval)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import textwrap
 from collections.abc import Iterator
 
@@ -24,7 +23,7 @@ _CURVES = {
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _GOOD, _BAD, _OPEN = "green", "red", "yellow"
 _VERDICT_STYLES = {"healthy": _GOOD, "undecided": _OPEN, "benign_disagreement": _OPEN}
-_LABEL, _NUMBER, _STEP = 14, 9, 9
+_LABEL, _NUMBER, _STEP = 14, 8, 11
 """Cells of a line: the curve's name, each of three numbers, and the step of the lowest value."""
 _SMALLEST_SPAN = 0.02
 """A curve that moves by less than this share of its values is drawn flat: noise is no news."""
@@ -79,6 +78,11 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 24 * 60 else f"{minutes / 60 / 24:.1f} days"
+
+
+def step_of(step: float) -> str:
+    """A step, or an epoch, as it is written."""
+    return f"{step:,.0f}" if step == round(step) else f"{step:,.4g}"
 
 
 def standing(each: Watched) -> str:
@@ -138,7 +142,7 @@ def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iter
     for label, colour, values in _curves_of(each):
         yield from _curve_lines(each, label, colour, values, width, curve_height)
     verdict = Text("  ").append(_verdict(each), style=_verdict_style(each))
-    yield verdict.append(f" · keep step {each.diagnosis.recommended_step:,g}")
+    yield verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
     if each.alarm_step is not None:
         verdict.append(f" · alarm from step {each.alarm_step:,}", style=_BAD)
     yield from (Text(f"  {text}", style="dim") for text in each.deeds)
@@ -161,7 +165,7 @@ def _curve_lines(
     whole.append(f"{_written(values[last], values):>{_NUMBER}}", style="bold").append(
         f"{change:>{_NUMBER}}", style=tone
     )
-    yield whole.append(f"{_written(values[best], values):>{_NUMBER}} at {steps[best]:,g}", style="dim")
+    yield whole.append(f"{_written(values[best], values):>{_NUMBER}} at {step_of(steps[best])}", style="dim")
 
 
 def _room(width: int) -> int:
@@ -190,8 +194,8 @@ def _curves_of(each: Watched) -> Iterator[tuple[str, str, Floats]]:
 def _place(each: Watched) -> str:
     if each.step is None:
         return "not begun"
-    place = f"step {each.step:,g}" if each.total_steps is None else f"{each.step:,g}/{each.total_steps:,}"
-    return f"{place} · finished" if each.is_finished else place
+    total = "" if each.total_steps is None else f"/{each.total_steps:,}"
+    return f"step {step_of(each.step)}{total}" + (" · finished" if each.is_finished else "")
 
 
 def _verdict(each: Watched) -> str:
@@ -208,10 +212,10 @@ def _verdict_style(each: Watched) -> str:
 def _written(value: float, column: Floats, signed: bool = False) -> str:
     """A value with as many digits as those of its column need, and a true minus sign."""
     largest = float(np.nanmax(np.abs(column)))
-    if largest >= 10 ** (_NUMBER - 4):
+    if 0 < largest < 0.01 or largest >= 10_000:
         text = f"{value:{'+' if signed else ''}.2g}"
     else:
-        digits = min(2 - min(math.floor(math.log10(largest)), 0), _NUMBER - 4) if largest > 0 else 2
+        digits = 2 if largest >= 1 or largest == 0 else 3 if largest >= 0.1 else 4
         text = f"{value:{'+' if signed else ''}.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("+-")
@@ -220,5 +224,7 @@ def _written(value: float, column: Floats, signed: bool = False) -> str:
 
 def _spread(left: Text, right: Text, width: int) -> Text:
     """Both on one line, as far apart as it is wide; the left one is cut where they would meet."""
+    if not right.plain:
+        return left
     left.truncate(max(width - right.cell_len - 1, 1), overflow="ellipsis")
     return left.append(" " * max(width - left.cell_len - right.cell_len, 1)).append_text(right)
