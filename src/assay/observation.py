@@ -155,7 +155,7 @@ class Observer:
             return "writing the report"
         if any((self.target / "arms" / name / "metrics.jsonl").exists() for name in names):
             ended = sum((self.target / "arms" / name / "finished.json").exists() for name in names)
-            return f"stage 2: distillation, {ended} of {len(names)} arms finished"
+            return f"stage 2: {ended} of {len(names)} arms finished"
         return "stage 1: responses and fine-tuning" if (self.target / "stage1").exists() else "loading models"
 
     def _arm(self, name: str, total: int | None, is_judged: bool) -> Watched:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Iterator
 
@@ -28,6 +27,15 @@ _LABEL, _NUMBER, _STEP = 14, 8, 11
 _SMALLEST_SPAN = 0.02
 """A curve that moves by less than this share of its values is drawn flat: noise is no news."""
 _MOST_TROUBLE = 3
+_LAYOUTS = (
+    *((height, 6, "whole") for height in (4, 3, 2, 1)),
+    (1, 3, "whole"),
+    (1, 3, "short if finished"),
+    (1, 0, "short if finished"),
+    (1, 0, "short"),
+)
+"""Lines of a curve, number of samples and form of the arms, from the most generous on."""
+_UNLIMITED = ((1, 6, "whole"),)
 
 
 def sparkline(steps: Floats, values: Floats, end: float, width: int, height: int = 1) -> list[str]:
@@ -55,11 +63,11 @@ def sparkline(steps: Floats, values: Floats, end: float, width: int, height: int
 def frame(seen: Observation, now: float, width: int, height: int | None = None) -> Group:
     """What a look has found, in lines of at most ``width`` cells; at most ``height`` lines, all there is for None."""
     lines: list[Text] = []
-    for curve_height, num_samples, form in _layouts(seen, height):
+    for curve_height, num_samples, form in _LAYOUTS if height is not None else _UNLIMITED:
         lines = [*_header(seen, now, width), *_body(seen, now, width, curve_height, form)]
         if seen.samples is not None and num_samples:
             lines += _samples(seen.samples, num_samples, width)
-        if height is None or len(lines) <= height:
+        if height is None or len(lines) + _to_come(seen, curve_height, num_samples, form) <= height:
             break
     if height is not None and len(lines) > height:
         left_out = len(lines) - height + 1
@@ -93,13 +101,14 @@ def standing(each: Watched) -> str:
     return f"{', '.join(values)}; {_verdict(each)}"
 
 
-def _layouts(seen: Observation, height: int | None) -> Iterator[tuple[int, int, str]]:
-    """Heights of a curve, numbers of samples and forms of the arms, from the most generous on."""
-    if height is None:
-        yield 1, 6, "whole"
-        return
-    yield from itertools.product((3, 2, 1), (6,), ("whole",))
-    yield from ((1, 3, "whole"), (1, 3, "short if finished"), (1, 0, "short if finished"), (1, 0, "short"))
+def _to_come(seen: Observation, curve_height: int, num_samples: int, form: str) -> int:
+    """Lines of the arms that have not begun, once they have: a frame keeps its shape while a run goes on."""
+    waiting = [each for each in seen.watched if each.log is None]
+    if form == "short" or not waiting:
+        return 0
+    curves = max((sum(1 for _ in _curves_of(each)) for each in seen.watched if each.log is not None), default=0)
+    samples = 0 if seen.samples is not None or not num_samples else num_samples + 2
+    return len(waiting) * ((curves or len(_CURVES)) * curve_height + 1) + samples
 
 
 def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
@@ -200,8 +209,10 @@ def _place(each: Watched) -> str:
 
 def _verdict(each: Watched) -> str:
     assert each.diagnosis is not None
+    assert each.log is not None
     score = each.diagnosis.score
-    so_far = "" if each.is_finished else " so far"
+    basis = "" if each.log.trajectory.get("golden") is None else " by golden"
+    so_far = "" if each.is_finished else f" so far{basis}"
     return f"{readable(each.diagnosis.verdict)}{so_far} · " + ("no score" if score is None else f"score {score:.2f}")
 
 
