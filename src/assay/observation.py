@@ -69,7 +69,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Observation:
-    """All that one look has found. ``trouble`` says why the look before had to be kept, or what is waited for."""
+    """All that one look has found. ``troubles`` say why the look before had to be kept, or what is waited for."""
 
     title: str
     place: str = ""
@@ -78,7 +78,7 @@ class Observation:
     samples: Samples | None = None
     is_finished: bool = False
     notes: tuple[str, ...] = ()
-    trouble: str = ""
+    troubles: tuple[str, ...] = ()
 
     def seconds_left(self, now: float) -> float | None:
         """Until the last arm ends, if as many work at once as now and those that wait take as long; None if unknown."""
@@ -112,9 +112,9 @@ class Observer:
         try:
             self._last = self._look()
         except AssayError as error:
-            return replace(self._last, trouble=str(error))
+            return replace(self._last, troubles=(str(error),))
         except OSError as error:
-            return replace(self._last, trouble=f"cannot read {str(self.target)!r}: {error.strerror or error}")
+            return replace(self._last, troubles=(f"cannot read {str(self.target)!r}: {error.strerror or error}",))
         if self._arms and self.arm is not None and self.arm not in self._arms:
             raise unknown_name("arm", self.arm, self._arms)
         return self._last
@@ -145,6 +145,7 @@ class Observer:
             watched,
             self._last_samples(chosen),
             is_finished or (self.arm is not None and all(each.is_finished for each in watched)),
+            troubles=tuple(each.trouble for each in watched if each.trouble),
         )
 
     def _all_ended(self, names: Sequence[str]) -> bool:

@@ -59,14 +59,13 @@ def _look(observer: Observer, mirror: Mirror) -> Observation:
     seen = observer.look()
     for each in seen.watched:
         mirror.send(each.name, each.records)
-    dropped = [f"{name} is left out, it has failed: {why}" for name, why in mirror.dropped.items()]
-    return replace(seen, notes=(*seen.notes, *dropped))
+    return seen
 
 
 def _show_once(observer: Observer, mirror: Mirror, console: Console) -> None:
     seen = _look(observer, mirror)
     if not seen.watched:
-        raise AssayError(seen.trouble)
+        raise AssayError("; ".join(seen.troubles))
     console.print(frame(seen, time.time(), console.width))
 
 
@@ -84,7 +83,9 @@ def _show_live(observer: Observer, mirror: Mirror, console: Console, interval: f
                 if seen is not None:
                     time.sleep(interval)
                 seen = _look(observer, mirror)
-                live.update(frame(seen, time.time(), *console.size), refresh=True)
+                left_out = [f"{name} is left out, it has failed: {why}" for name, why in mirror.dropped.items()]
+                shown = replace(seen, troubles=(*seen.troubles, *left_out))
+                live.update(frame(shown, time.time(), *console.size), refresh=True)
     except KeyboardInterrupt:
         pass
     sys.stderr.write(said.getvalue())
@@ -98,7 +99,7 @@ def _print_lines(observer: Observer, mirror: Mirror, interval: float) -> None:
     troubles: set[str] = set()
     while True:
         seen = _look(observer, mirror)
-        for trouble in {seen.trouble, *(each.trouble for each in seen.watched)} - {"", *troubles}:
+        for trouble in [each for each in seen.troubles if each not in troubles]:
             troubles.add(trouble)
             print(f"assay: {trouble}", file=sys.stderr, flush=True)
         for each in seen.watched:

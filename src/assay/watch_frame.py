@@ -121,7 +121,7 @@ def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
     yield _spread(Text(visible(seen.phase)), Text("") if seen.is_finished else age, width)
     if seen.notes:
         yield Text(visible("; ".join(seen.notes)), style="dim")
-    for trouble in (seen.trouble, *(each.trouble for each in seen.watched)):
+    for trouble in seen.troubles:
         for line in textwrap.wrap(visible(trouble), max(width - 2, 10))[:_MOST_TROUBLE]:
             yield Text(f"! {line}", style=_OPEN)
 
@@ -143,7 +143,7 @@ def _body(seen: Observation, now: float, width: int, curve_height: int, form: st
 def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iterator[Text]:
     left = None if each.is_finished else each.seconds_left(now)
     title = Text(readable(visible(each.name)), style="bold").append(f"  {_place(each)}", style="dim")
-    yield _spread(title, Text("" if left is None else f"{duration(left)} left", style="dim"), width)
+    yield _spread(title, Text(f"{duration(left)} left" if left else "", style="dim"), width)
     if each.log is None or each.diagnosis is None:
         if each.step is not None:
             yield Text(f"  {standing(each)}", style="dim")

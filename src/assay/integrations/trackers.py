@@ -14,6 +14,7 @@ import os
 import sqlite3
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,16 +52,17 @@ class Mirror:
         """Trackers that have failed, with why."""
 
     def __enter__(self) -> Mirror:
-        self._hook = threading.excepthook
+        self._hook, self._show = threading.excepthook, warnings.showwarning
         if self._failures:
             threading.excepthook = self._without_failed_writes
+            warnings.showwarning = self._hear
         return self
 
     def __exit__(self, *exception: object) -> None:
         for (name, _), tracker in self._open.items():
             self._try(name, tracker.finish)
         self._open.clear()
-        threading.excepthook = self._hook
+        threading.excepthook, warnings.showwarning = self._hook, self._show
 
     def send(self, run: str, records: Sequence[Record]) -> None:
         """Sends what is new of a run: ``records`` are all of it so far, the first ones those of the call before."""
@@ -85,13 +87,24 @@ class Mirror:
             with contextlib.redirect_stdout(io.StringIO()):  # stdout is for what was asked for
                 call()
         except self._failures[name] as error:
-            self.dropped[name] = str(error) or type(error).__name__
-            print(f"assay: {name} is left out from here on, it has failed: {self.dropped[name]}", file=sys.stderr)
+            self._drop(name, str(error) or type(error).__name__)
+
+    def _drop(self, name: str, why: str) -> None:
+        if name not in self.dropped:
+            self.dropped[name] = why
+            print(f"assay: {name} is left out from here on, it has failed: {why}", file=sys.stderr)
 
     def _without_failed_writes(self, failure: threading.ExceptHookArgs) -> None:
         # TensorBoard's writing thread ends with the error that its next caller gets too.
         if not issubclass(failure.exc_type, OSError):
             self._hook(failure)
+
+    def _hear(self, message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+        # Trackio writes in a thread of its own, and says in a warning what it could not write.
+        if category is UserWarning and Path(filename).parent.name == "trackio":
+            self._drop("trackio", str(message))
+        else:
+            self._show(message, category, filename, *rest, **more)
 
 
 def _load(name: str) -> tuple[type[Exception], ...]:
