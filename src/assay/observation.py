@@ -121,7 +121,7 @@ class Observer:
 
     def _look(self) -> Observation:
         if not self.target.exists():
-            raise AssayError(f"{str(self.target)!r} does not exist yet")
+            raise AssayError(f"{str(self.target)!r} does not exist yet: waiting for it")
         return self._look_at_run() if self._is_run() else self._look_at_log()
 
     def _is_run(self) -> bool:

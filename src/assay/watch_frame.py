@@ -50,9 +50,9 @@ def sparkline(steps: Floats, values: Floats, end: float, width: int, height: int
     first = steps[steps > 0].min(initial=max(end, 1.0))
     places = np.log1p(np.array([*steps, end]) / first)
     columns = np.linspace(0.0, places[-1], width)
-    low, high = float(values.min()), float(values.max())
-    high = max(high, low + _SMALLEST_SPAN * max(abs(low), abs(high))) or 1.0
-    share = np.interp(columns, places[:-1], (values - low) / (high - low) if high > low else 0.0 * values)
+    values = values / (np.abs(values).max() or 1.0)  # differences of large values would overflow
+    span = max(float(np.ptp(values)), _SMALLEST_SPAN)
+    share = np.interp(columns, places[:-1], (values - values.min()) / span)
     eighths = 1 + np.round(share * (8 * height - 1)).astype(int)
     half = places[-1] / max(width - 1, 1) / 2
     eighths[(columns > places[-2] + half) | (columns < places[0] - half)] = 0
@@ -72,6 +72,9 @@ def frame(seen: Observation, now: float, width: int, height: int | None = None) 
     if height is not None and len(lines) > height:
         left_out = len(lines) - height + 1
         lines = [*lines[: height - 1], Text(f"… {left_out} more lines: --arm NAME shows one arm", style="dim")]
+    # Over the last lines where all are taken: a line that comes and goes moves nothing.
+    troubles = list(_troubles(seen, width))
+    lines = [*lines[: None if height is None else max(height - len(troubles), 0)], *troubles]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
         line.truncate(width, overflow="ellipsis")
@@ -97,7 +100,9 @@ def standing(each: Watched) -> str:
     """The last values, the score and the verdict so far as one plain line."""
     if each.log is None or each.diagnosis is None:
         return "no evaluation yet" if each.step is None else "one evaluation"
-    values = [f"{label} {_written(column[-1], column)}" for label, _, column in _curves_of(each)]
+    values = [
+        f"{name} {_written(float(column[np.isfinite(column)][-1]), column)}" for name, _, column in _curves_of(each)
+    ]
     return f"{', '.join(values)}; {_verdict(each)}"
 
 
@@ -108,7 +113,8 @@ def _to_come(seen: Observation, curve_height: int, num_samples: int, form: str) 
         return 0
     curves = max((sum(1 for _ in _curves_of(each)) for each in seen.watched if each.log is not None), default=0)
     samples = 0 if seen.samples is not None or not num_samples else num_samples + 2
-    return len(waiting) * ((curves or len(_CURVES)) * curve_height + 1) + samples
+    lines_of_curve = curve_height + (curve_height > 1)
+    return len(waiting) * ((curves or len(_CURVES)) * lines_of_curve + 1) + samples
 
 
 def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
@@ -121,6 +127,9 @@ def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
     yield _spread(Text(visible(seen.phase)), Text("") if seen.is_finished else age, width)
     if seen.notes:
         yield Text(visible("; ".join(seen.notes)), style="dim")
+
+
+def _troubles(seen: Observation, width: int) -> Iterator[Text]:
     for trouble in seen.troubles:
         for line in textwrap.wrap(visible(trouble), max(width - 2, 10))[:_MOST_TROUBLE]:
             yield Text(f"! {line}", style=_OPEN)
@@ -151,9 +160,10 @@ def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iter
     for label, colour, values in _curves_of(each):
         yield from _curve_lines(each, label, colour, values, width, curve_height)
     verdict = Text("  ").append(_verdict(each), style=_verdict_style(each))
-    yield verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
+    verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
     if each.alarm_step is not None:
         verdict.append(f" · alarm from step {each.alarm_step:,}", style=_BAD)
+    yield verdict
     yield from (Text(f"  {text}", style="dim") for text in each.deeds)
 
 
@@ -163,18 +173,20 @@ def _curve_lines(
     assert each.log is not None
     steps = each.log.trajectory.steps
     known = np.flatnonzero(np.isfinite(values))
-    first, last, best = known[0], known[-1], known[values[known].argmin()]
+    lowest = int(known[values[known].argmin()])
+    first, last = float(values[known[0]]), float(values[known[-1]])
     end = max(float(each.total_steps or 0), float(steps[-1]))
     *above, line = sparkline(steps, values, end, _room(width), curve_height)
+    if above:
+        yield Text("")
     for blocks in above:
         yield Text(" " * _LABEL).append(blocks, style=colour)
-    change = _written(values[last] - values[first], values, signed=True)
-    tone = {"−": _GOOD, "+": _BAD}.get(change[0], "")
+    change = _written(last - first, values, signed=True)
+    best = f"{_written(float(values[lowest]), values):>{_NUMBER}} at {step_of(float(steps[lowest]))}"
     whole = Text(f"  {label:<{_LABEL - 2}}").append(line, style=colour)
-    whole.append(f"{_written(values[last], values):>{_NUMBER}}", style="bold").append(
-        f"{change:>{_NUMBER}}", style=tone
-    )
-    yield whole.append(f"{_written(values[best], values):>{_NUMBER}} at {step_of(steps[best])}", style="dim")
+    whole.append(f"{_written(last, values):>{_NUMBER}}", style="bold")
+    whole.append(f"{change:>{_NUMBER}}", style={"−": _GOOD, "+": _BAD}.get(change[0], ""))
+    yield whole.append(best, style="dim")
 
 
 def _room(width: int) -> int:
@@ -217,7 +229,12 @@ def _verdict(each: Watched) -> str:
 
 
 def _verdict_style(each: Watched) -> str:
-    return "dim" if each.diagnosis is None else _VERDICT_STYLES.get(each.diagnosis.verdict, _BAD)
+    if each.diagnosis is None or each.log is None:
+        return "dim"
+    style = _VERDICT_STYLES.get(each.diagnosis.verdict, _BAD)
+    # Golden may rise a little at first in every arm, and fall again.
+    by_golden = each.log.trajectory.get("golden") is not None
+    return _OPEN if style == _BAD and by_golden and not each.is_finished else style
 
 
 def _written(value: float, column: Floats, signed: bool = False) -> str:
