@@ -297,21 +297,22 @@ def test_whatever_is_damaged_the_last_good_frame_stays_with_a_reason(tmp_path: P
     observer = Observer(run, {}, None)
     steps = [each.step for each in observer.look().watched]
     names = ("manifest.json", "summary.json", "metrics.jsonl", "probe.parquet")
-    files = [run / name for name in names] + sorted((run / "arms" / "online_teacher").rglob("*.*"))[:2]
-    num_troubled = 0
+    inner = run / "arms" / "online_teacher"
+    files = [*(run / name for name in names), inner / "metrics.jsonl", inner / "samples" / f"{STEPS[7]:08d}.parquet"]
     for file in files:
+        num_troubled = 0
         content = file.read_bytes()
         for damage in DAMAGES:
             file.write_bytes(damage(content))
-            seen = observer.look()
-            assert shown(look(run), 60, 30)  # as a watch that begins now meets it
+            seen, anew = observer.look(), look(run)
+            assert shown(anew, 60, 30)
             if seen.troubles:
                 assert [each.step for each in seen.watched] == steps, file
                 assert any(line.startswith("! ") for line in shown(seen, 60, 30))
-            num_troubled += bool(seen.troubles)
+            num_troubled += bool(anew.troubles)
             file.write_bytes(content)
             assert not observer.look().troubles
-    assert num_troubled > 20
+        assert num_troubled >= 4, file
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -355,6 +356,7 @@ def test_once_is_plain_text_without_a_terminal(
         (["run", "--once", "--arm", "ofline"], "did you mean 'offline'"),
         (["run", "--arm", "ofline"], "did you mean 'offline'"),
         (["run", "--interval", "0"], "above 0"),
+        (["run", "--interval", "inf"], "at most 3600"),
         (["run", "--columns", "top_overlap"], "write name=column"),
         (["run", "--trackers", "tensorbord"], "did you mean 'tensorboard'"),
     ],

@@ -50,7 +50,10 @@ class Watched:
     trouble: str = ""
 
     def seconds_left(self, now: float) -> float | None:
-        """Steps that are left times seconds per step, less what has passed since the last record; None if unknown."""
+        """Steps that are left times seconds per step, less what has passed since the last record; None if unknown.
+
+        0 is overdue: nobody knows then.
+        """
         if self.is_finished:
             return 0.0
         if self.step is None or self.total_steps is None or self.seconds_per_step is None or self.changed_at is None:
@@ -134,18 +137,24 @@ class Observer:
         judged = {entry["source"] for entry in read_summary(summary)["arms"]} if summary.exists() else set()
         names = self._arms = [arm["name"] for arm in manifest["config"]["arms"]]
         total = flat(manifest["config"]).get("distillation.training.num_steps")
-        total = total if isinstance(total, int) else None
+        total = total if isinstance(total, int) and _is_number(total) else None
         chosen = names if self.arm is None else [name for name in names if name == self.arm]
         watched = tuple(self._arm(name, total, name in judged) for name in chosen)
+        troubles = [each.trouble for each in watched if each.trouble]
+        try:
+            samples = self._last_samples(chosen)
+        except AssayError as error:
+            samples = self._samples[1]
+            troubles.append(str(error))
         is_finished = manifest["status"] == "finished" or (set(names) <= judged and self._all_ended(names))
         return Observation(
             f"{manifest['recipe']}, seed {manifest['seed']}",
             str(self.target),
             "finished" if is_finished else self._phase(names),
             watched,
-            self._last_samples(chosen),
+            samples,
             is_finished or (self.arm is not None and all(each.is_finished for each in watched)),
-            troubles=tuple(each.trouble for each in watched if each.trouble),
+            troubles=tuple(troubles),
         )
 
     def _all_ended(self, names: Sequence[str]) -> bool:
@@ -274,8 +283,11 @@ def _trainer_steps(path: Path) -> tuple[int | None, bool]:
     """How many steps a trainer_state.json says there will be, and whether they are done; (None, False) elsewhere."""
     if path.name != "trainer_state.json":
         return None, False
-    state = json.loads(path.read_bytes())  # read before, so valid
-    total, step = state.get("max_steps"), state.get("global_step")
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError:  # lines of records are a log too
+        return None, False
+    total, step = (state.get("max_steps"), state.get("global_step")) if isinstance(state, dict) else (None, None)
     if not _is_number(total) or total <= 0:
         return None, False
     return int(total), _is_number(step) and step >= total

@@ -20,6 +20,8 @@ from assay.observation import Observation, Observer
 from assay.report.words import readable, visible
 from assay.watch_frame import frame, standing, step_of
 
+_LONGEST_INTERVAL = 3600.0
+
 
 def watch(
     target: Path,
@@ -36,14 +38,14 @@ def watch(
     A target that is not there yet, or cannot be read just now, is waited for. Raises AssayError for what waiting does
     not mend: a name of a column, an arm or a tracker; with ``once`` also for a target that holds nothing to show.
     """
-    if not interval > 0:
-        raise AssayError(f"--interval is {interval:g}: give seconds above 0")
+    if not 0 < interval <= _LONGEST_INTERVAL:
+        raise AssayError(f"--interval is {interval:g}: give seconds above 0, at most {_LONGEST_INTERVAL:g}")
     observer = Observer(target, {**named, **named_columns(columns)}, arm)
     console = Console(highlight=False, emoji=False)
     with Mirror(trackers, _project(target), logdir) as mirror:
         if once:
             _show_once(observer, mirror, console)
-        elif console.is_terminal:
+        elif console.is_terminal and not console.is_dumb_terminal:
             _show_live(observer, mirror, console, interval)
         else:
             _print_lines(observer, mirror, interval)

@@ -120,7 +120,7 @@ def _to_come(seen: Observation, curve_height: int, num_samples: int, form: str) 
 def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
     title = Text(visible(seen.title), style="bold").append(f"  {visible(seen.place)}", style="dim")
     left = None if seen.is_finished else seen.seconds_left(now)
-    right = Text("" if left is None else f"about {duration(left)} left", style="bold")
+    right = Text(f"about {duration(left)} left" if left else "", style="bold")
     yield _spread(title, right, width)
     changed = [each.changed_at for each in seen.watched if each.changed_at is not None]
     age = Text(f"last record {duration(max(now - max(changed), 0.0))} ago" if changed else "", style="dim")
