@@ -77,7 +77,6 @@ def frame(seen: Observation, now: float, width: int, height: int | None = None) 
     lines = [*lines[: None if height is None else max(height - len(troubles), 0)], *troubles]
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
-        line.truncate(width, overflow="ellipsis")
     return Group(*lines)
 
 
