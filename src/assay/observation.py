@@ -287,10 +287,12 @@ def _trainer_steps(path: Path) -> tuple[int | None, bool]:
         state = json.loads(path.read_bytes())
     except ValueError:  # lines of records are a log too
         return None, False
-    total, step = (state.get("max_steps"), state.get("global_step")) if isinstance(state, dict) else (None, None)
-    if not _is_number(total) or total <= 0:
+    if not isinstance(state, dict):
         return None, False
-    return int(total), _is_number(step) and step >= total
+    total, step = _number(state.get("max_steps")), _number(state.get("global_step"))
+    if total is None or total <= 0:
+        return None, False
+    return int(total), step is not None and step >= total
 
 
 def _is_number(value: object) -> bool:
