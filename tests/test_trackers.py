@@ -18,6 +18,7 @@ from assay.integrations.log_files import EVENTS
 from assay.integrations.logs import read_log
 from assay.integrations.trackers import TRACKERS, Mirror
 from assay.observation import Observer
+from assay.watch import look
 from known_logs import hacked
 from test_report import ARMS
 from test_watch import going_run, write_log
@@ -74,9 +75,9 @@ def test_a_log_of_another_tool_is_mirrored_with_the_score_of_its_last_evaluation
 
 
 def test_only_what_is_new_is_sent(tmp_path: Path) -> None:
-    with Mirror(["tensorboard"], "project", tmp_path) as mirror:
+    with Mirror(["tensorboard"], tmp_path) as mirror:
         for number in (2, 2, 4, 1, 4):
-            mirror.send("arm", RECORDS[:number])
+            mirror.send("project", "arm", RECORDS[:number])
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(tmp_path / "project" / "arm"))
     found.Reload()
@@ -84,9 +85,18 @@ def test_only_what_is_new_is_sent(tmp_path: Path) -> None:
     assert [event.value for event in found.Scalars("assay/seconds/probe")] == [0.0, 0.5, 1.0, 1.5]
 
 
+def test_a_run_that_is_waited_for_is_its_own_project_all_the_same(tmp_path: Path) -> None:
+    observer = Observer(tmp_path / "run", {}, None)
+    with Mirror(["tensorboard"], tmp_path / "events") as mirror:
+        look(observer, mirror)
+        going_run(tmp_path / "run")
+        look(observer, mirror)
+    assert [each.name for each in (tmp_path / "events").iterdir()] == ["run"]
+
+
 def test_a_name_from_a_file_leads_nowhere_else(tmp_path: Path) -> None:
-    with Mirror(["tensorboard"], "project", tmp_path / "events") as mirror:
-        mirror.send("../../elsewhere", RECORDS)
+    with Mirror(["tensorboard"], tmp_path / "events") as mirror:
+        mirror.send("project", "../../elsewhere", RECORDS)
     (file,) = tmp_path.rglob(f"*{EVENTS}*")
     assert file.parent.parent == tmp_path / "events" / "project"
 
@@ -124,9 +134,9 @@ def test_trackio_that_cannot_write_is_said_once_and_the_watch_goes_on(tmp_path: 
 
 def test_one_that_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    with Mirror(["tensorboard"], "project", tmp_path / "file") as mirror:
+    with Mirror(["tensorboard"], tmp_path / "file") as mirror:
         for number in (2, 4):
-            mirror.send("arm", RECORDS[:number])
+            mirror.send("project", "arm", RECORDS[:number])
         assert list(mirror.dropped) == ["tensorboard"]
     assert capsys.readouterr().err.count("left out") == 1
 
@@ -136,17 +146,17 @@ def test_a_library_that_is_missing_is_named(name: str, tmp_path: Path, monkeypat
     for module in (name, f"torch.utils.{name}"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(AssayError, match=f"cannot mirror to {name} .*pip install"):
-        Mirror([name], "project", tmp_path)
+        Mirror([name], tmp_path)
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(AssayError, match="did you mean 'trackio'"):
-        Mirror(["trakio"], "project", tmp_path)
+        Mirror(["trakio"], tmp_path)
 
 
 def test_no_tracker_is_no_mirror(tmp_path: Path) -> None:
-    with Mirror([], "project", tmp_path) as mirror:
-        mirror.send("arm", RECORDS)
+    with Mirror([], tmp_path) as mirror:
+        mirror.send("project", "arm", RECORDS)
     assert not list(tmp_path.iterdir())
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from rich.cells import cell_len
@@ -180,6 +181,26 @@ def test_a_run_without_an_oracle_has_no_golden(absent: bool, tmp_path: Path) -> 
     assert any(line.startswith("  references") for line in lines)
     assert all(each.diagnosis is not None for each in seen.watched[:2])
     assert not any("golden" in name for each in seen.watched for _, values in each.records for name in values)
+
+
+def test_a_finished_arm_without_an_oracle_has_the_verdict_of_the_summary_too(tmp_path: Path) -> None:
+    run = going_run(tmp_path / "run", ARMS)
+    for metrics in (run / "metrics.jsonl", *run.glob("arms/*/metrics.jsonl")):
+        metrics.write_text(metrics.read_text().replace('"golden_', '"golden_nothing_'))
+    probe = pq.read_table(run / "probe.parquet")
+    pq.write_table(probe.filter(pc.field("metric") != "golden"), run / "probe.parquet")
+
+    def of_references(summary: dict[str, Any]) -> None:
+        summary["truth"] = "references"
+        summary["references"]["d_oracle_teacher"] = None
+        summary["arms"][0].update(verdict="overfitting", best_step=23)
+
+    edit_json(run / "summary.json", of_references)
+    seen = look(run)
+    assert not seen.troubles
+    diagnosis = of(seen, "offline").diagnosis
+    assert diagnosis is not None
+    assert (diagnosis.verdict, diagnosis.recommended_step) == ("overfitting", 23)
 
 
 def test_time_left_is_steps_left_times_computing_per_step(tmp_path: Path) -> None:

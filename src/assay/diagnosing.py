@@ -81,12 +81,15 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _judged(log: Log, golden: str | None) -> Case | None:
-    """The verdict of a finished run of assay, from per-prompt values of golden; not if another column is to be it."""
+    """The verdict of a finished run of assay, from per-prompt values of its truth; not if another column is named."""
     if golden not in (None, "golden_nats"):
         return None
-    if log.folder is None or not (log.folder / "summary.json").exists() or log.trajectory.get("golden") is None:
+    if log.folder is None or not (log.folder / "summary.json").exists():
         return None
-    for entry in read_summary(log.folder / "summary.json")["arms"]:
+    summary = read_summary(log.folder / "summary.json")
+    if summary["truth"] is None or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
+        return None
+    for entry in summary["arms"]:
         if entry["source"] == log.arm:
             if entry["verdict"] not in _MEANING:
                 raise AssayError(f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged")

@@ -136,7 +136,8 @@ class Observer:
         summary = self.target / "summary.json"
         judged = {entry["source"] for entry in read_summary(summary)["arms"]} if summary.exists() else set()
         names = self._arms = [arm["name"] for arm in manifest["config"]["arms"]]
-        total = flat(manifest["config"]).get("distillation.training.num_steps")
+        config = flat(manifest["config"])
+        total = config.get("distillation.training.num_steps")
         total = total if isinstance(total, int) and _is_number(total) else None
         chosen = names if self.arm is None else [name for name in names if name == self.arm]
         watched = tuple(self._arm(name, total, name in judged) for name in chosen)
@@ -150,7 +151,7 @@ class Observer:
         return Observation(
             f"{manifest['recipe']}, seed {manifest['seed']}",
             str(self.target),
-            "finished" if is_finished else self._phase(names),
+            "finished" if is_finished else self._phase(names, config.get("models.oracle", "") is not None),
             watched,
             samples,
             is_finished or (self.arm is not None and all(each.is_finished for each in watched)),
@@ -160,13 +161,15 @@ class Observer:
     def _all_ended(self, names: Sequence[str]) -> bool:
         return all((self.target / "arms" / name / "finished.json").exists() for name in names)
 
-    def _phase(self, names: Sequence[str]) -> str:
+    def _phase(self, names: Sequence[str], has_oracle: bool) -> str:
         if self._all_ended(names):
             return "writing the report"
         if any((self.target / "arms" / name / "metrics.jsonl").exists() for name in names):
             ended = sum((self.target / "arms" / name / "finished.json").exists() for name in names)
             return f"stage 2: {ended} of {len(names)} arms finished"
-        return "stage 1: responses and fine-tuning" if (self.target / "stage1").exists() else "loading models"
+        if not (self.target / "stage1").exists():
+            return "loading models"
+        return "stage 1: responses and fine-tuning" if has_oracle else "held-out responses"
 
     def _arm(self, name: str, total: int | None, is_judged: bool) -> Watched:
         folder = self.target / "arms" / name

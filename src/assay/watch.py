@@ -42,7 +42,7 @@ def watch(
         raise AssayError(f"--interval is {interval:g}: give seconds above 0, at most {_LONGEST_INTERVAL:g}")
     observer = Observer(target, {**named, **named_columns(columns)}, arm)
     console = Console(highlight=False, emoji=False)
-    with Mirror(trackers, _project(target), logdir) as mirror:
+    with Mirror(trackers, logdir) as mirror:
         if once:
             _show_once(observer, mirror, console)
         elif console.is_terminal and not console.is_dumb_terminal:
@@ -57,15 +57,16 @@ def _project(target: Path) -> str:
     return (whole if (whole / "manifest.json").exists() else whole.parent).name or "assay"
 
 
-def _look(observer: Observer, mirror: Mirror) -> Observation:
+def look(observer: Observer, mirror: Mirror) -> Observation:
+    """One look, and what is new in it sent to the trackers."""
     seen = observer.look()
     for each in seen.watched:
-        mirror.send(each.name, each.records)
+        mirror.send(_project(observer.target), each.name, each.records)
     return seen
 
 
 def _show_once(observer: Observer, mirror: Mirror, console: Console) -> None:
-    seen = _look(observer, mirror)
+    seen = look(observer, mirror)
     if not seen.watched:
         raise AssayError("; ".join(seen.troubles))
     console.print(frame(seen, time.time(), console.width))
@@ -84,7 +85,7 @@ def _show_live(observer: Observer, mirror: Mirror, console: Console, interval: f
             while seen is None or not seen.is_finished:
                 if seen is not None:
                     time.sleep(interval)
-                seen = _look(observer, mirror)
+                seen = look(observer, mirror)
                 left_out = [f"{name} is left out, it has failed: {why}" for name, why in mirror.dropped.items()]
                 shown = replace(seen, troubles=(*seen.troubles, *left_out))
                 live.update(frame(shown, time.time(), *console.size), refresh=True)
@@ -100,7 +101,7 @@ def _print_lines(observer: Observer, mirror: Mirror, interval: float) -> None:
     shown: dict[str, float | None] = {}
     troubles: set[str] = set()
     while True:
-        seen = _look(observer, mirror)
+        seen = look(observer, mirror)
         for trouble in [each for each in seen.troubles if each not in troubles]:
             troubles.add(trouble)
             print(f"assay: {trouble}", file=sys.stderr, flush=True)

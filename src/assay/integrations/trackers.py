@@ -40,11 +40,11 @@ class Mirror:
     Raises AssayError for a tracker that is unknown or not installed.
     """
 
-    def __init__(self, names: Sequence[str], project: str, logdir: Path) -> None:
+    def __init__(self, names: Sequence[str], logdir: Path) -> None:
         for name in names:
             if name not in TRACKERS:
                 raise unknown_name("tracker", name, TRACKERS)
-        self._project, self._logdir = project, logdir
+        self._logdir = logdir
         self._failures = {name: _load(name) for name in names}
         self._open: dict[tuple[str, str], GeneralTracker] = {}
         self._num_sent: dict[tuple[str, str], int] = {}
@@ -64,17 +64,17 @@ class Mirror:
         self._open.clear()
         threading.excepthook, warnings.showwarning = self._hook, self._show
 
-    def send(self, run: str, records: Sequence[Record]) -> None:
+    def send(self, project: str, run: str, records: Sequence[Record]) -> None:
         """Sends what is new of a run: ``records`` are all of it so far, the first ones those of the call before."""
         for name in self._failures:
             key = name, run
             for step, values in records[self._num_sent.get(key, 0) :]:
-                self._try(name, lambda: self._tracker(*key).log(dict(values), step=step))  # noqa: B023
+                self._try(name, lambda: self._tracker(name, project, run).log(dict(values), step=step))  # noqa: B023
             self._num_sent[key] = max(len(records), self._num_sent.get(key, 0))
 
-    def _tracker(self, name: str, run: str) -> GeneralTracker:
+    def _tracker(self, name: str, project: str, run: str) -> GeneralTracker:
         if (name, run) not in self._open:
-            tracker = _make(name, self._project, run, self._logdir)
+            tracker = _make(name, project, run, self._logdir)
             # In a context of its own: Trackio would end the run that it finds in the present one.
             contextvars.copy_context().run(tracker.start)
             self._open[name, run] = tracker
