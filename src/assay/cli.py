@@ -6,6 +6,7 @@ leaves a run that the same command resumes, with exit code 130.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -345,6 +346,46 @@ def doctor(
     sys.exit(found.exit_code)
 
 
+def watch(
+    target: Positional[Path],
+    proxy: str | None = None,
+    train: str | None = None,
+    reference: str | None = None,
+    golden: str | None = None,
+    step: str | None = None,
+    columns: tuple[str, ...] = (),
+    arm: str | None = None,
+    interval: float = 2.0,
+    once: bool = False,
+    trackers: tuple[str, ...] = (),
+    logdir: Path = Path("runs/tensorboard"),
+) -> None:
+    """Look on while a run or any training log grows: curves, verdict so far, time left, last samples. It only reads.
+
+    Args:
+        target: A run folder of assay, any log that `assay diagnose` reads, or a folder with a trainer's checkpoints. It
+            is waited for where it is not there yet; Ctrl-C ends the watch and nothing else.
+        proxy: Column with the distance from the teacher (or a loss) on held-out prompts. Columns that are not named are
+            guessed, and the guess is said; "none" leaves one out.
+        train: The same, or the loss, on the prompts that are trained on.
+        reference: NLL of held-out references.
+        golden: Distance from the oracle, if there is one.
+        step: Optimiser step.
+        columns: Others, as name=column; the names are those of docs/detector.md.
+        arm: Only this arm of a run folder; of another log with several runs the first by default.
+        interval: Seconds between two looks.
+        once: Print one frame and stop.
+        trackers: Mirror the metrics to tensorboard, trackio or wandb meanwhile.
+        logdir: Where TensorBoard's files go.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        from assay import watch as watching
+
+        named = {"proxy": proxy, "train_proxy": train, "reference_nll": reference, "golden": golden, "step": step}
+        chosen = {name: column for name, column in named.items() if column}
+        watching.watch(target, chosen, columns, arm, interval, once, trackers, logdir)
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -435,7 +476,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             commands = {
                 f.__name__: f
                 for f in (
-                    *(quickstart, doctor, distill, lab, run, sweep, plan, report, compare, diagnose),
+                    *(quickstart, doctor, distill, lab, watch, run, sweep, plan, report, compare, diagnose),
                     *(recipes, bases, tasks),
                 )
             }
