@@ -21,8 +21,8 @@ from assay.models import cached
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel, ListingModel
+from assay.preconditions import check_temperature
 from assay.recipes import get_recipe
-from assay.stages import _check_temperature
 from assay.training import distillation_loss, fit, train_step
 from assay.types import Batch, Dense, Prompt, TopK
 from assay.validation import validate
@@ -104,9 +104,9 @@ def test_a_softmax_temperature_on_a_part_of_the_law_is_refused() -> None:
         validate(changed)
         if is_refused:
             with pytest.raises(AssayError, match=r"on all 23 tokens, but distillation\.teacher_top_k is 5"):
-                _check_temperature(changed, gpt2(1))
+                check_temperature(changed, gpt2(1))
         else:
-            _check_temperature(changed, gpt2(1))
+            check_temperature(changed, gpt2(1))
 
 
 def test_an_anchor_is_exact_beside_a_listed_teacher() -> None:

@@ -27,9 +27,10 @@ from assay.models.causal import CausalModel
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
-from assay.stages import Workspace, check_models
+from assay.preconditions import check_models
 from assay.training import distillation_loss, save_model, train_step
 from assay.types import Batch, Dense, Prompt, Response
+from assay.workspace import Workspace
 from tiny_models import bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 NUM_IDS = 150

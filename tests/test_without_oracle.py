@@ -17,9 +17,9 @@ from assay.errors import AssayError
 from assay.forecast import forecast
 from assay.models.loading import load_model
 from assay.results import per_prompt
-from assay.stages import Workspace
 from assay.types import Batch
 from assay.validation import validate
+from assay.workspace import Workspace
 from test_experiment import small
 
 

@@ -496,7 +496,7 @@ def _own(command: Callable[..., Wish], given: Sequence[str]) -> None:
     """``distill`` or ``lab``: the wish first, then any field of the config that it becomes."""
     prog = f"assay {command.__name__}"
     wish, flags = tyro.cli(command, prog=prog, args=list(given), return_unknown_args=True)
-    from assay.stages import count_prompts
+    from assay.workspace import count_prompts
 
     draft, _, _ = _with_flags(wish.draft(), prog, flags)
     splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if wish.oracle is not None else ()))

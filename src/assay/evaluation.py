@@ -20,7 +20,7 @@ from assay.config import ProbeConfig
 from assay.estimators import negative_log_likelihood, rao_blackwell
 from assay.models.batching import SAMPLING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs, Kept, by_length
-from assay.models.language_model import LanguageModel
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
 from assay.statistics import mean_estimate
 from assay.types import Batch, Dense, Prompt, Response, TopK, Writer
@@ -40,7 +40,7 @@ def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
 
 
 def write_responses(
-    model: LanguageModel,
+    model: LanguageModel | ListingModel,
     writer: Writer,
     prompts: Sequence[Prompt],
     max_response_tokens: int,
@@ -105,7 +105,7 @@ class FrozenSet:
     metric: str
     prompts: Sequence[Prompt]
     responses: Sequence[Response]
-    walker: LanguageModel | CachedLogProbs | None
+    walker: LanguageModel | ListingModel | CachedLogProbs | None
     kept: list[Kept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class FrozenSet:
             self.kept = self._cache.compute(self.batch)
 
     @torch.no_grad()
-    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
+    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float | None]]:
         """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
 
         Of a walker that lists its most probable tokens a lower bound: the KL on these and all others as one bucket.
@@ -133,23 +133,27 @@ class FrozenSet:
             else:
                 signal = self._cache.signal([self.kept[row] for row in rows])
                 value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
-                if self.metric == "proxy":
-                    entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-                    overlap += top_overlap(signal, log_q_NV)
+                overlap += top_overlap(signal, log_q_NV) if self.metric == "proxy" else 0.0
+            if self.metric == "proxy":
+                entropy -= float((log_q_NV.exp() * log_q_NV).sum())
             values[rows] = value_B.double().cpu().numpy()
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
         if self.metric != "proxy":
             return per_prompt, {}
         num_tokens = self.batch.num_tokens
-        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": overlap / num_tokens}
+        top = None if self.walker is None else overlap / num_tokens
+        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": top}
 
     @torch.no_grad()
     def of_the_walker(self) -> dict[str, float | None]:
         """Means over the tokens of what the walker says: its entropy in nats, and the mass of the tokens it lists.
 
-        The entropy is None where a part of the law is all that is known; the mass is there for lists alone.
+        The entropy is None where a part of the law is all that is known, or none of it; the mass is there for lists
+        alone.
         """
+        if self.walker is None:
+            return {"teacher_entropy_nats_per_token": None}
         entropy, mass, is_whole = 0.0, 0.0, True
         for rows, _ in by_length(self.batch):
             signal = self._cache.signal([self.kept[row] for row in rows])
@@ -262,7 +266,7 @@ def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
 
 
 def build_probe(
-    models: Mapping[Writer, LanguageModel],
+    models: Mapping[Writer, LanguageModel | ListingModel],
     held_out: Sequence[Prompt],
     responses: Mapping[Writer, Sequence[Response]],
     train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
@@ -277,10 +281,11 @@ def build_probe(
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
     the teacher responses that the train proxy walks on; ``teacher_cache`` says how the teacher's word on both is kept
     (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
-    scored: −log student of them is golden, up to a constant, with references as the truth.
+    scored: −log student of them is golden, up to a constant, with references as the truth. Without a teacher in
+    ``models`` proxy and train proxy are −log student of its responses: what they are up to a constant.
     """
     monitored = config.num_monitored
-    teacher = teacher_cache or models["teacher"]
+    teacher = teacher_cache or models.get("teacher")  # None: its text is all that is known
     sets = [
         FrozenSet("proxy", held_out, responses["teacher"], teacher),
         FrozenSet("train_proxy", *train_pairs, teacher),

@@ -18,7 +18,7 @@ from assay.buckets import concatenated
 from assay.config import SourceConfig
 from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs, Kept
-from assay.models.language_model import LanguageModel
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
 from assay.types import Action, Batch, Dense, Prompt, Response, TopK, Writer
 
@@ -75,7 +75,7 @@ class ResponseSource:
         self,
         config: SourceConfig,
         prompts: Sequence[Prompt],
-        models: Mapping[Writer, LanguageModel],
+        models: Mapping[Writer, LanguageModel | ListingModel],
         *,
         max_response_tokens: int,
         completions_per_prompt: int = 1,
