@@ -76,7 +76,8 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
         ],
         "comparisons": [
             compare_with_online(probe, arm, online, truth, kept)
-            for arm, online in (_offline_and_online(experiment, arms) if truth is not None else ())
+            for arm, online in _offline_and_online(experiment, arms)
+            if truth is not None
         ],
     }
     runs.write_json(folder / "summary.json", summary)
@@ -173,7 +174,7 @@ def compare_with_online(
     probe: pa.Table,
     arm: str,
     online: str,
-    truth: Truth = "oracle",
+    truth: Truth,
     kept: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """What an offline arm lost over an online arm on the same prompts at the same steps.

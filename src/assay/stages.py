@@ -240,8 +240,8 @@ def _build_probe(
 ) -> Probe:
     experiment = work.experiment
     models = {**models, "student": work.tuned("student")}
-    roles: tuple[Writer, ...] = ("teacher", *models)
-    responses = {role: work.held_out_responses(role) for role in roles}
+    roles: set[Writer] = {"teacher", *models}
+    responses: dict[Writer, list[Response]] = {role: work.held_out_responses(role) for role in roles}
     return build_probe(
         models,
         work.held_out(),

@@ -23,6 +23,7 @@ from assay.config import (
     TaskConfig,
     TrainingConfig,
 )
+from assay.data.splitting import Split
 from assay.errors import AssayError
 
 NUM_PASSES = 12
@@ -85,7 +86,7 @@ class Wish:
         )
 
 
-def filled(wish: Wish, num_prompts: Mapping[str, int]) -> Experiment:
+def filled(wish: Wish, num_prompts: Mapping[Split, int]) -> Experiment:
     """The experiment with its dials set; ``num_prompts`` are those that fit, by split.
 
     Raises AssayError when there are too few of them, or the budget buys no response.
