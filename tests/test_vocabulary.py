@@ -65,8 +65,10 @@ def test_a_cut_law_is_the_whole_law_renormalised_over_the_kept_ids(family: str) 
     assert not torch.allclose(whole.log_probs(BATCH)[:, :NUM_IDS].double(), expected, atol=1e-2)
     assert torch.allclose(model.head(model.hidden(BATCH)).double(), expected, rtol=1e-5, atol=1e-5)
     cache = CachedLogProbs(model)
-    for cache.dense in (True, False):
-        assert torch.allclose(cache.expand(cache.compute(BATCH)).double(), expected, rtol=1e-5, atol=1e-5)
+    for cache.kind in ("log_probs", "hidden"):
+        signal = cache.signal(cache.compute(BATCH))
+        assert isinstance(signal, Dense)
+        assert torch.allclose(signal.log_p_NV.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", PADDED)
