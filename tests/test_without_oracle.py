@@ -143,7 +143,7 @@ def test_a_report_without_truth_opens_and_runs_of_unlike_truth_share_none(
     page = write_report([unjudged], tmp_path).read_text()
     assert "no truth" in page
     assert not (tmp_path / "figures" / "proxy_golden_plane.svg").exists()
-    with pytest.raises(AssayError, match="unlike truths"):
+    with pytest.raises(AssayError, match="measure unlike things"):
         write_report([run, unjudged], tmp_path)
     with pytest.raises(AssayError, match="no truth to compare by"):
         compare_runs([run, unjudged])

@@ -14,6 +14,7 @@ from assay import provenance, runs
 from assay.config import Experiment, SourceConfig
 from assay.data.augmentation import Text
 from assay.data.distillation_set import pool_size
+from assay.data.splitting import Survey
 from assay.data.store import read_responses
 from assay.data.tasks import Split, corpus_digest, load_prompts
 from assay.errors import AssayError
@@ -179,7 +180,10 @@ class Workspace:
         return prompts, [stored[prompt.id] for prompt in prompts]
 
 
-def count_prompts(experiment: Experiment, splits: Sequence[Split]) -> dict[Split, int]:
-    """How many prompts of each split fit the task's token limit; of a run's config before it has a folder."""
+def survey(experiment: Experiment) -> Survey:
+    """What the prompts of a config hold, before it has a run folder."""
     work = Workspace(experiment, Path(os.devnull))
-    return {split: len(work.prompts(split, None)) for split in splits}
+    splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if work.text.with_oracle else ()))
+    found = {split: work.prompts(split, None) for split in splits}
+    num_responses = min((len(prompt.response_ids) for prompt in found["distillation"]), default=0)
+    return Survey({split: len(prompts) for split, prompts in found.items()}, num_responses)
