@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from assay.config import Experiment, ModelsConfig, ServerConfig, to_dict
+from assay.config import ARMS, Experiment, ModelsConfig, ServerConfig, to_dict
 from assay.errors import AssayError
 from assay.models import server
 from assay.models.loading import load_tokenizer
