@@ -16,7 +16,7 @@ from assay.errors import AssayError
 from assay.evaluation import FrozenSet
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model
-from assay.preconditions import check_models, fine_tune, run_arm, write_oracle_responses
+from assay.stages import check_models, fine_tune, run_arm, write_oracle_responses
 from assay.workspace import Workspace
 from test_experiment import small
 

@@ -57,7 +57,7 @@ def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num
         responses += _answer(work, oracle, "oracle", prompts[start : start + 512], "stage_one")
     if shard == 0:
         _write_held_out(work, oracle, "oracle")
-        _write_references(work, oracle.eos_token_id)
+        _write_references(work)
     runs.write_table(path, responses_table(prompts, responses, work.tokenizer, split="oracle", seed=experiment.seed))
 
 
@@ -71,7 +71,7 @@ def answer_held_out(experiment: Experiment, folder: Path, role: Writer, report: 
     if not (work.stage_one / f"held_out-{role}.parquet").exists():
         report(Progress(f"held-out responses of the {role}", 0, 1))
         if role == "student":
-            _write_references(work, work.tokenizer.eos_token_id)
+            _write_references(work)
         _write_held_out(work, model, role)
     return model.digest if model is not None else corpus_digest(work.text.corpus)
 
@@ -349,9 +349,10 @@ def _write_held_out(work: Workspace, model: Teacher | None, role: Writer) -> Non
     runs.write_table(work.stage_one / f"held_out-{role}.parquet", table)
 
 
-def _write_references(work: Workspace, eos_token_id: int) -> None:
+def _write_references(work: Workspace) -> None:
     """The human references of the held-out prompts, beside what the models answer."""
     prompts = [prompt for prompt in work.held_out() if prompt.reference_ids]
-    texts = [Response(p.id, p.reference_ids, "dataset", p.reference_ids[-1] != eos_token_id) for p in prompts]
+    eos = work.tokenizer.eos_token_id
+    texts = [Response(p.id, p.reference_ids, "dataset", p.reference_ids[-1] != eos) for p in prompts]
     table = responses_table(prompts, texts, work.tokenizer, split="held_out", seed=work.experiment.seed)
     runs.write_table(work.stage_one / "held_out-dataset.parquet", table)

@@ -184,7 +184,8 @@ def survey(experiment: Experiment) -> Survey:
     """What the prompts of a config hold, before it has a run folder."""
     work = Workspace(experiment, Path(os.devnull))
     splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if work.text.with_oracle else ()))
-    found = {split: work.prompts(split, None) for split in splits}
+    found: dict[Split, list[Prompt]] = {split: work.prompts(split, None) for split in splits}
     num_responses = min((len(prompt.response_ids) for prompt in found["distillation"]), default=0)
     num_references = sum(bool(prompt.reference_ids) for prompt in found["held_out"])
-    return Survey({split: len(prompts) for split, prompts in found.items()}, num_responses, num_references)
+    counts: dict[Split, int] = {split: len(prompts) for split, prompts in found.items()}
+    return Survey(counts, num_responses, num_references)

@@ -216,8 +216,8 @@ def read_run(directory: Path) -> Run:
     probe = read_probe(directory / "probe.parquet")
     if summary["truth"] == "references":
         metrics = [{**row, "golden_nats": row["reference_nll_nats"]} for row in metrics]
-        renamed = pc.replace_substring_regex(probe["metric"], "^reference_nll$", "golden")
-        probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", renamed)
+        names = ["golden" if name == "reference_nll" else name for name in probe["metric"].to_pylist()]
+        probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", pa.array(names))
     if summary["truth"] is not None and any(row["golden_nats"] is None for row in metrics):
         raise AssayError(f"{directory / 'metrics.jsonl'} has evaluations without their truth: the file is damaged")
     responses = read_responses(directory / "responses.parquet")
