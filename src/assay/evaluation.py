@@ -6,19 +6,26 @@ few free-running samples) only, and gives the same numbers at fixed weights what
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from assay.config import ProbeConfig
+from assay.data.given_prompts import Given, prompts_of
+from assay.errors import AssayError
 from assay.estimators import negative_log_likelihood, rao_blackwell
-from assay.models.batching import SAMPLING_BATCH_SIZE
+from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs, by_length
+from assay.models.in_memory import GivenModel, frozen_models
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
 from assay.statistics import mean_estimate
@@ -84,6 +91,21 @@ class PerPrompt:
     value_nats: np.ndarray
     num_tokens: np.ndarray
 
+    def table(self, *, arm: str, seed: int, step: int) -> pa.Table:
+        """Rows of probe.parquet: one for each prompt."""
+        count = len(self.prompt_ids)
+        return pa.table(
+            {
+                "arm": pa.array([arm] * count),
+                "seed": pa.array([seed] * count, pa.int64()),
+                "step": pa.array([step] * count, pa.int64()),
+                "metric": pa.array([self.metric] * count),
+                "prompt_id": pa.array(self.prompt_ids),
+                "value_nats": pa.array(self.value_nats, pa.float64()),
+                "num_tokens": pa.array(self.num_tokens, pa.int32()),
+            }
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -103,12 +125,13 @@ class FrozenSet:
     responses: Sequence[Response]
     walker: LanguageModel | None
     kept: list[Tensor] = field(default_factory=list)
+    batch_size: int = SCORING_BATCH_SIZE
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
         if self.walker is not None:
             self._cache = CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch)
+            self.kept = self._cache.compute(self.batch, self.batch_size)
 
     @torch.no_grad()
     def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
@@ -119,14 +142,15 @@ class FrozenSet:
         """
         values = np.zeros(len(self.batch))
         entropy = overlap = 0.0
-        for rows, part in by_length(self.batch):
+        for rows, part in by_length(self.batch, self.batch_size):
             with student.evaluating():
                 log_q_NV = student.log_probs(part)
             if self.walker is None:
                 token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
                 value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
             else:
-                log_p_NV = self._cache.expand([self.kept[row] for row in rows])
+                # a host may have moved its models since
+                log_p_NV = self._cache.expand([self.kept[row] for row in rows]).to(log_q_NV.device)
                 value_B = rao_blackwell(log_p_NV, log_q_NV, part.lengths)
                 if self.metric == "proxy":
                     entropy -= float((log_q_NV.exp() * log_q_NV).sum())
@@ -153,29 +177,136 @@ class Probe:
     ``golden``, where there is an oracle, is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student)
     along teacher responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to
     distillation prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
-    ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
-    responses of the student as it was before distillation.
+    ``reference_nll`` is −log student of the human references, ``kl_from_start``, where the start is kept,
+    KL(start‖student) along responses of the student as it was before distillation.
     """
 
-    def __init__(self, sets: Sequence[FrozenSet], config: ProbeConfig, *, max_response_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[FrozenSet],
+        config: ProbeConfig,
+        *,
+        max_response_tokens: int,
+        seed: int,
+        sampling_batch_size: int = SAMPLING_BATCH_SIZE,
+    ) -> None:
         self.sets = sets
         self.config = config
+        self.seed = seed
         self.seconds = 0.0
         self._max_response_tokens = max_response_tokens
-        self._seed = seed
+        self._sampling_batch_size = sampling_batch_size
         proxy = next(s for s in sets if s.metric == "proxy")
         assert proxy.walker is not None
+        self.teacher = proxy.walker
         self._teacher_entropy = proxy.against(proxy.walker)[1]["entropy_nats_per_token"]
         self.free_prompts = proxy.prompts[: config.num_monitored]
+        self.has_oracle = any(s.metric == "golden" for s in sets)
         self.has_references = any(s.metric == "reference_nll" for s in sets)
+
+    @classmethod
+    def build(
+        cls,
+        teacher: GivenModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Given],
+        *,
+        references: Sequence[str | None] | None = None,
+        train_prompts: Sequence[Given] | None = None,
+        oracle: GivenModel | None = None,
+        num_prompts: int = 128,
+        num_train_prompts: int = 32,
+        num_monitored: int = 16,
+        max_prompt_tokens: int = 1024,
+        max_response_tokens: int = 128,
+        chat_template: bool = False,
+        batch_size: int = 16,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> Probe:
+        """A probe for students that some other trainer trains: give it to ``HackingCallback``.
+
+        ``teacher`` and ``oracle`` are models in memory, which stay as they are and must stay alive, or names, which
+        are loaded onto ``device``. ``prompts`` are held out: texts, or conversations as lists of messages, which the
+        tokenizer's chat template renders (texts too, with ``chat_template``: each as the one message of a user). The
+        first ``num_prompts`` of them are used; a verdict needs 40. ``references`` follow their prompts directly, as
+        completions do in TRL: they begin with a space where one belongs there. ``train_prompts`` are some of those that
+        the student trains on; the train proxy walks on responses of the teacher to the first ``num_train_prompts``.
+        Teacher and oracle write their responses here, once, and ``batch_size`` sequences at a time are scored.
+
+        There is no ``kl_from_start``: it would take a copy of the student. Random number generators are left as found.
+        Raises AssayError for prompts and models that do not fit together.
+        """
+        sizes = {"num_prompts": num_prompts, "num_train_prompts": num_train_prompts, "num_monitored": num_monitored,
+                 "max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens,
+                 "batch_size": batch_size}  # fmt: skip
+        for name, size in sizes.items():
+            if size < 1:
+                raise AssayError(f"{name} is {size}: it must be at least 1")
+        lists = [("prompts", prompts, references, num_prompts)]
+        if train_prompts is not None:
+            lists.append(("train_prompts", train_prompts, None, num_train_prompts))
+        with contextlib.ExitStack() as stack:
+            models, framing = frozen_models({"teacher": teacher, "oracle": oracle}, tokenizer, device, stack)
+            held_out, *trained = (
+                prompts_of(
+                    what,
+                    given,
+                    said,
+                    tokenizer,
+                    framing,
+                    num_prompts=count,
+                    max_prompt_tokens=max_prompt_tokens,
+                    max_response_tokens=max_response_tokens,
+                    chat_template=chat_template,
+                )
+                for what, given, said, count in lists
+            )
+            train = trained[0] if trained else []
+            _check_prompts(held_out, train, models, max_response_tokens)
+
+            def answers(writer: Writer, asked: Sequence[Prompt], purpose: str) -> list[Response]:
+                return write_responses(
+                    models[writer], writer, asked, max_response_tokens, purpose=purpose, seed=seed,
+                    batch_size=batch_size,
+                )  # fmt: skip
+
+            return build_probe(
+                models,
+                held_out,
+                {writer: answers(writer, held_out, "held_out") for writer in models},
+                (train, answers("teacher", train, "train_proxy")),
+                ProbeConfig(len(held_out), len(train), num_monitored, num_shown=0),
+                max_response_tokens=max_response_tokens,
+                seed=seed,
+                batch_size=batch_size,
+            )
+
+    @property
+    def digest(self) -> str:
+        """A short hash of prompts and frozen responses: values of equal digests can be compared prompt by prompt."""
+        total = hashlib.sha256()
+        for frozen in self.sets:
+            total.update(repr((frozen.metric, frozen.batch.prompt_ids, frozen.batch.response_ids)).encode())
+        return total.hexdigest()[:16]
+
+    def check_student(self, student: LanguageModel) -> None:
+        """Raises AssayError when the student has another vocabulary than the teacher, or too short a context."""
+        from assay.models.loading import check_same_vocabulary
+
+        check_same_vocabulary(student, self.teacher)
+        for frozen in self.sets:
+            student.check_lengths(max(map(len, frozen.batch.prompt_ids)), self._max_response_tokens)
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
         started = time.perf_counter()
         per_prompt: list[PerPrompt] = []
-        # a run without an oracle, or a task without references, has no value, which is not 0 and not a missing column
+        # without an oracle, references or training prompts there is no value, which is not 0 and not a missing column
         means: dict[str, float | None] = dict.fromkeys(
-            f"{metric}_{u}" for metric in ("golden", "reference_nll") for u in ("nats", "stderr", "nats_per_token")
+            f"{metric}_{u}"
+            for metric in ("golden", "reference_nll", "train_proxy")
+            for u in ("nats", "stderr", "nats_per_token")
         )
         for frozen in self.sets:
             values, company = frozen.against(student)
@@ -191,8 +322,9 @@ class Probe:
             self.free_prompts,
             self._max_response_tokens,
             purpose="free_running",
-            seed=self._seed,
+            seed=self.seed,
             writer_step=step,
+            batch_size=self._sampling_batch_size,
         )
         means |= degeneration(samples)
         self.seconds += time.perf_counter() - started
@@ -235,30 +367,55 @@ def build_probe(
     *,
     max_response_tokens: int,
     seed: int,
+    batch_size: int | None = None,
 ) -> Probe:
-    """The probe of one arm. ``models`` holds teacher, as "student" the student's frozen start, and any oracle.
+    """The probe of one arm. ``models`` holds teacher, any oracle, and as "student" the student's frozen start, if kept.
 
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
     the teacher responses that the train proxy walks on. Without an oracle there is no golden, and the references of
     all held-out prompts are scored: −log student of them is golden, up to a constant, with references as the truth.
+    ``batch_size`` sequences are scored and written at a time; None leaves it to models/batching.py.
     """
-    monitored = config.num_monitored
-    sets = [
-        FrozenSet("proxy", held_out, responses["teacher"], models["teacher"]),
-        FrozenSet("train_proxy", *train_pairs, models["teacher"]),
-        FrozenSet("kl_from_start", held_out[:monitored], responses["student"][:monitored], models["student"]),
-    ]
+    monitored, scoring = config.num_monitored, batch_size or SCORING_BATCH_SIZE
+    sets = [FrozenSet("proxy", held_out, responses["teacher"], models["teacher"], batch_size=scoring)]
+    if train_pairs[0]:
+        sets.append(FrozenSet("train_proxy", *train_pairs, models["teacher"], batch_size=scoring))
+    if "student" in models:
+        start = responses["student"][:monitored]
+        sets.append(FrozenSet("kl_from_start", held_out[:monitored], start, models["student"], batch_size=scoring))
     if "oracle" in models:
-        sets.insert(0, FrozenSet("golden", held_out, responses["oracle"], models["oracle"]))
+        sets.insert(0, FrozenSet("golden", held_out, responses["oracle"], models["oracle"], batch_size=scoring))
     asked = held_out[:monitored] if "oracle" in models else held_out
     with_reference = [prompt for prompt in asked if prompt.reference_ids]
     if with_reference:
-        eos = models["student"].eos_token_id
+        eos = models["teacher"].eos_token_id
         references = [
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]
-        sets.append(FrozenSet("reference_nll", with_reference, references, None))
-    return Probe(sets, config, max_response_tokens=max_response_tokens, seed=seed)
+        sets.append(FrozenSet("reference_nll", with_reference, references, None, batch_size=scoring))
+    return Probe(
+        sets,
+        config,
+        max_response_tokens=max_response_tokens,
+        seed=seed,
+        sampling_batch_size=batch_size or SAMPLING_BATCH_SIZE,
+    )
+
+
+def _check_prompts(
+    held_out: Sequence[Prompt], train: Sequence[Prompt], models: Mapping[Writer, LanguageModel], limit: int
+) -> None:
+    if len(held_out) < 2:
+        raise AssayError(f"a probe needs at least 2 prompts, and a verdict 40, not {len(held_out)}")
+    for model in models.values():
+        model.check_lengths(max(len(prompt.token_ids) for prompt in (*held_out, *train)), limit)
+    shared = {prompt.token_ids for prompt in held_out} & {prompt.token_ids for prompt in train}
+    if shared:
+        example = next(prompt for prompt in held_out if prompt.token_ids in shared)
+        raise AssayError(
+            f"{len(shared)} of the held-out prompts are among train_prompts (such as {example.text[:40]!r}): hold out "
+            "prompts that the student does not train on"
+        )
 
 
 def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:

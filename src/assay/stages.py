@@ -39,7 +39,7 @@ from assay.models.loading import (
     random_model,
 )
 from assay.models.pretrained import PretrainedModel
-from assay.recorder import Recorder, probe_table
+from assay.recorder import Recorder
 from assay.training import fit, save_model, save_tokenizer
 from assay.types import Progress, Prompt, Response, Writer
 
@@ -463,7 +463,7 @@ def _write_held_out(work: Workspace, model: LanguageModel, role: Writer) -> None
         golden = FrozenSet("golden", prompts, work.held_out_responses("oracle"), work.tuned("oracle"))
         distance, _ = golden.against(model)
         d_oracle_teacher = dataclasses.replace(distance, metric="d_oracle_teacher")
-        table = probe_table(d_oracle_teacher, arm="", seed=work.experiment.seed, step=0)
+        table = d_oracle_teacher.table(arm="", seed=work.experiment.seed, step=0)
         runs.write_table(work.stage_one / "d_oracle_teacher.parquet", table)
     if role == "teacher" and work.experiment.models.teacher_is_oracle:
         # one and the same held-out sample for both: golden is proxy by construction

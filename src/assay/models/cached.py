@@ -25,10 +25,10 @@ class CachedLogProbs:
         self.dense = model.vocab_size <= DENSE_VOCABULARY_LIMIT
 
     @torch.no_grad()
-    def compute(self, batch: Batch) -> list[Tensor]:
+    def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Tensor]:
         """What to keep of each sequence: [length, V] log-probabilities or [length, H] hidden states."""
         kept: list[Tensor] = [torch.empty(0)] * len(batch)
-        for rows, part in by_length(batch):
+        for rows, part in by_length(batch, batch_size):
             with self.model.evaluating():
                 values = self.model.log_probs(part) if self.dense else self.model.hidden(part)
             for row, value in zip(rows, values.split(part.lengths), strict=True):
