@@ -256,7 +256,7 @@ def _read_run(folder: Path, columns: Mapping[str, str], arm: str | None) -> Log:
     if arm is not None and (folder / "probe.parquet").exists():
         for metric in ("proxy", "golden"):
             name = f"{metric}_diff_stderr"
-            if metric not in columns and name not in columns:
+            if metric not in columns and name not in columns and metric in trajectory.columns:
                 trajectory.columns[name] = _diff_stderr(folder, arm, metric, trajectory.steps)
     return Log(trajectory, guesses, arm, folder)
 
