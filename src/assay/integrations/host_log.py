@@ -51,11 +51,6 @@ class HostLog:
         self._tables = [self._kept_values()] if self.records else []
 
     @property
-    def golden(self) -> str | None:
-        """The column that is golden, up to a constant if its truth is references; None without a truth."""
-        return None if self.truth is None else f"{GOLDEN_METRIC[self.truth]}_nats"
-
-    @property
     def last_step(self) -> int:
         """The step of the last evaluation; −1 before the first."""
         return self.records[-1]["step"] if self.records else -1
@@ -79,8 +74,9 @@ class HostLog:
 
     def best_step(self) -> int:
         """The step whose student to keep: that of the lowest golden, without a truth the detector's advice."""
-        if self.golden is not None:
-            return min(self.records, key=lambda record: record[self.golden])["step"]
+        if self.truth is not None:
+            golden = f"{GOLDEN_METRIC[self.truth]}_nats"
+            return min(self.records, key=lambda record: record[golden])["step"]
         return self.records[-1]["recommended_step"] if len(self.records) > 1 else self.last_step
 
     def verdict(self) -> Verdict | None:

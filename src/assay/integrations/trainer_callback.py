@@ -103,35 +103,28 @@ class HackingCallback(TrainerCallback):
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any
-    ) -> TrainerControl:
+    ) -> None:
         """Checks that the student can be measured, takes up the log of a resumed run, and evaluates at step 0."""
         if self.every is None:
             self._steps = frozenset(evaluation_steps(state.max_steps, self.num_evaluations))
         self._is_alarmed = False
         if state.is_world_process_zero:
             self._begin(args, state, host["model"])
-        return self._evaluate_if(self._is_due(state), args, state, control, host)
+        self._evaluate_if(self._is_due(state), args, state, control)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any) -> None:
         """Evaluates where a step is due."""
-        return self._evaluate_if(self._is_due(state), args, state, control, host)
+        self._evaluate_if(self._is_due(state), args, state, control)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any
-    ) -> TrainerControl:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any) -> None:
         """Evaluates once more where training ends before its time."""
-        return self._evaluate_if(control.should_training_stop, args, state, control, host)
+        self._evaluate_if(control.should_training_stop, args, state, control)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any
-    ) -> TrainerControl:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **host: Any) -> None:
         """The last evaluation, unless it is there or the trainer has gone back to another student; the verdict."""
-        control = self._evaluate_if(not args.load_best_model_at_end, args, state, control, host)
+        self._evaluate_if(not args.load_best_model_at_end, args, state, control)
         if state.is_world_process_zero and self._log is not None:
-            self._conclude(self._log, Path(args.output_dir))
-        return control
+            self._conclude(self._log, _output_folder(args))
 
     def _is_due(self, state: TrainerState) -> bool:
         if self.every is not None:
@@ -144,7 +137,7 @@ class HackingCallback(TrainerCallback):
             raise AssayError("the probe's teacher is the very model that is trained: load the teacher a second time")
         self._student = adapted(module, "the trained model", self.probe.teacher.eos_token_id)
         self.probe.check_student(self._student)
-        folder = Path(args.output_dir) / "assay" if self.folder is None else self.folder
+        folder = _output_folder(args) / "assay" if self.folder is None else self.folder
         self._log = HostLog(folder, self.probe, state.global_step)
         if self._log.num_dropped:
             logger.warning(
@@ -153,23 +146,15 @@ class HackingCallback(TrainerCallback):
             )
         self._is_alarmed = any(record["alarm"] for record in self._log.records)
 
-    def _evaluate_if(
-        self,
-        is_due: bool,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        host: Mapping[str, Any],
-    ) -> TrainerControl:
+    def _evaluate_if(self, is_due: bool, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         if not is_due:
-            return control
+            return
         wish = _Wish()
         if self._log is not None and self._student is not None and self._log.last_step < state.global_step:
             wish = self._evaluate(self._log, self._student, args, state, control)
         wish = _from_the_main_process(wish, args)
         control.should_training_stop |= wish.stop
         control.should_save |= wish.save
-        return control
 
     def _evaluate(
         self,
@@ -220,6 +205,11 @@ class HackingCallback(TrainerCallback):
         place = keep["checkpoint"] or "of which no checkpoint was saved"
         print(f"assay: {readable(found['verdict'])}: {found['reason']}.")
         print(f"assay: keep the student of step {keep['step']} ({place}); see {log.folder}")
+
+
+def _output_folder(args: TrainingArguments) -> Path:
+    assert args.output_dir is not None  # transformers sets one where none is given
+    return Path(args.output_dir)
 
 
 def _from_the_main_process(wish: _Wish, args: TrainingArguments) -> _Wish:
