@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from assay.evaluation import evaluation_steps
 from assay.integrations.log_sheet import meaning_of
 from assay.integrations.trainer_callback import LOGGED
 from assay.models.bases import base_path
-from assay.models.in_memory import adapted, unwrapped
+from assay.models.in_memory import adapted, left_as_found, unwrapped
 from tiny_models import gpt2
 
 STEPS = 12
@@ -194,7 +197,7 @@ def test_the_verdict_is_printed(probe: Probe, tmp_path: Path, capsys: Any) -> No
     trainer_of(base("define-student"), tmp_path, HackingCallback(probe, num_evaluations=5)).train()
     said = capsys.readouterr().out
     written = runs.read_json(tmp_path / "assay" / "verdict.json")
-    assert f"assay: {written['verdict'].replace('_', ' ')}: {written['reason']}." in said
+    assert f"assay (truth: held-out references): {written['verdict'].replace('_', ' ')}: {written['reason']}." in said
     assert f"keep the student of step {written['keep']['step']} " in said
 
 
@@ -246,6 +249,22 @@ def distillation_host(folder: Path, *callbacks: TrainerCallback) -> Trainer:
         base("define-student"), base("define-teacher"), args, processing_class=TOKENIZER,
         train_dataset=Dataset.from_list([{"prompt": text} for text in TRAIN_TEXTS]), callbacks=list(callbacks),
     )  # fmt: skip
+
+
+def test_modes_and_generators_come_back_whatever_is_done_meanwhile() -> None:
+    student = base("define-student").train()
+    student.transformer.ln_f.eval()
+    before = [part.training for part in student.modules()], torch.get_rng_state(), random.getstate()
+    drawn = np.random.RandomState(0)
+    np.random.set_state(drawn.get_state())
+    with contextlib.suppress(KeyError), left_as_found(student):
+        assert not any(part.training for part in student.modules())
+        torch.rand(3), random.random(), np.random.rand()
+        raise KeyError
+    assert [part.training for part in student.modules()] == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert random.getstate() == before[2]
+    assert np.random.rand() == drawn.rand()
 
 
 @pytest.mark.parametrize("host", [plain_host, gkd_host, distillation_host])
@@ -532,3 +551,32 @@ def test_few_prompts_give_no_verdict_but_undecided(tmp_path: Path) -> None:
     assert callback.verdict is not None
     assert callback.verdict.name == "undecided"
     assert "at least 4 evaluations and 40" in callback.verdict.reason
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_trainer_callback import HackingCallback, base, build, trainer_of
+folder = Path(sys.argv[2])
+callback = HackingCallback(build(references=None), every=1, on_alarm="stop")
+trainer = trainer_of(base("define-student"), folder, callback, max_steps=40, learning_rate=3e-3, ddp_backend="gloo")
+trainer.train()
+assert trainer.args.world_size == 2
+rank = trainer.args.process_index
+(folder / f"rank-{rank}").write_text(f"{trainer.state.global_step} {callback.diagnosis is not None}")
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_measures_and_both_stop(tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    subprocess.run([*command, str(Path(__file__).parent), str(tmp_path)], check=True, timeout=240)
+    records = runs.read_records(tmp_path / "assay" / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(len(records)))
+    last = records[-1]["step"]
+    assert last < 40
+    assert (tmp_path / "rank-0").read_text() == f"{last} True"
+    assert (tmp_path / "rank-1").read_text() == f"{last} False"

@@ -18,7 +18,7 @@ from assay.evaluation import Probe, evaluation_steps
 from assay.integrations.host_log import HostLog
 from assay.models.in_memory import adapted, left_as_found, unwrapped
 from assay.models.pretrained import PretrainedModel
-from assay.report.words import readable
+from assay.report.words import readable, truth
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -203,7 +203,7 @@ class HackingCallback(TrainerCallback):
         found = log.write_verdict(checkpoints)
         keep = found["keep"]
         place = keep["checkpoint"] or "of which no checkpoint was saved"
-        print(f"assay: {readable(found['verdict'])}: {found['reason']}.")
+        print(f"assay (truth: {truth(log.truth)}): {readable(found['verdict'])}: {found['reason']}.")
         print(f"assay: keep the student of step {keep['step']} ({place}); see {log.folder}")
 
 

@@ -107,9 +107,11 @@ def left_as_found(module: torch.nn.Module) -> Iterator[None]:
     """Within it the module is in evaluation mode and computes in its own dtype.
 
     Afterwards the mode of each of its parts and all random number generators (Python, NumPy, torch on every device)
-    are as before.
+    are as before. Meanwhile transformers does not warn.
     """
     modes = [(part, part.training) for part in module.modules()]
+    # it warns of missing masks, which right-padded causal models do not need
+    verbosity = logging.get_verbosity()
     numbers, legacy = random.getstate(), np.random.get_state()
     # accelerate's mixed precision takes the place of forward by an attribute; parts that are called past it would
     # then compute in another dtype than the whole
@@ -117,8 +119,10 @@ def left_as_found(module: torch.nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             module.eval()
+            logging.set_verbosity_error()
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if mixed is not None:
             module.__dict__["forward"] = mixed
         for part, was_training in modes:
