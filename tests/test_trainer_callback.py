@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,17 +156,27 @@ def test_with_an_oracle_golden_is_logged_and_no_reference_is_lost(tmp_path: Path
     assert runs.read_json(tmp_path / "assay" / "verdict.json")["truth"] == "oracle"
 
 
-def test_the_folder_is_read_by_diagnose(run: tuple[Trainer, HackingCallback], capsys: Any) -> None:
+def test_the_folder_is_read_by_diagnose(
+    run: tuple[Trainer, HackingCallback], probe: Probe, tmp_path: Path, capsys: Any
+) -> None:
     folder = Path(str(run[0].args.output_dir)) / "assay"
     log = read_log(folder)
     assert log.trajectory.steps.tolist() == evaluation_steps(STEPS, 9)
     assert log.trajectory.get("reference_nll") is not None
     assert log.trajectory.get("proxy_diff_stderr") is not None
-    diagnosis = run[1].diagnosis
+    found = diagnose_log(folder, {}, [], None, True, None)
+    diagnosis, verdict = run[1].diagnosis, run[1].verdict
     assert diagnosis is not None
-    from_file = diagnose_log(folder, {}, [], None, True, None)
-    assert from_file.verdict == json.loads(capsys.readouterr().out)["verdict"] == diagnosis.verdict
-    assert from_file.score == pytest.approx(diagnosis.score, rel=1e-6)
+    assert verdict is not None
+    assert found.score == pytest.approx(diagnosis.score, rel=1e-6)
+    assert found.verdict == json.loads(capsys.readouterr().out)["verdict"] == verdict.name
+    assert found.reasons[0] == verdict.reason
+    shutil.copy(folder / "metrics.jsonl", tmp_path)  # of a run that is not at its end: the detector's word
+    assert diagnose_log(tmp_path, {}, [], None, True, None).verdict == diagnosis.verdict
+    for damage in ('{"truth": "references"}', '{"truth": "oracle", "verdict": 3, "reason": "", "best_step": []}'):
+        (tmp_path / "verdict.json").write_text(damage)
+        with pytest.raises(AssayError, match=r"verdict\.json.* damaged"):
+            diagnose_log(tmp_path, {}, [], None, True, None)
 
 
 def test_trainers_own_state_is_read_by_diagnose(run: tuple[Trainer, HackingCallback], tmp_path: Path) -> None:
@@ -216,7 +227,6 @@ class Fingerprint(TrainerCallback):
 
 def plain_host(folder: Path, *callbacks: TrainerCallback) -> Trainer:
     student = base("define-student", dropout=0.1)
-    student.transformer.h[0].eval()  # a part that the host keeps quiet
     student.transformer.wpe.weight.requires_grad_(False)
     return trainer_of(student, folder, *callbacks, gradient_accumulation_steps=2, logging_steps=1)
 
@@ -580,3 +590,19 @@ def test_of_two_processes_one_measures_and_both_stop(tmp_path: Path) -> None:
     assert last < 40
     assert (tmp_path / "rank-0").read_text() == f"{last} True"
     assert (tmp_path / "rank-1").read_text() == f"{last} False"
+
+
+@pytest.mark.slow
+def test_the_example_prints_the_curve_and_the_verdict(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples" / "attach_to_trl.py"
+    done = subprocess.run([sys.executable, script, tmp_path], check=True, timeout=600, capture_output=True, text=True)
+    records = runs.read_records(tmp_path / "assay" / "metrics.jsonl")
+    assert [record["step"] for record in records] == evaluation_steps(800, 14)
+    for record in records:
+        assert f"{record['step']:>6}{record['proxy_nats']:>8.2f}{record['train_proxy_nats']:>13.2f}" in done.stdout
+    assert (
+        f"assay (truth: held-out references): {runs.read_json(tmp_path / 'assay' / 'verdict.json')['verdict']}".replace(
+            "_", " "
+        )
+        in done.stdout
+    )
