@@ -23,7 +23,7 @@ from assay.config import ProbeConfig
 from assay.data.given_prompts import Given, prompts_of
 from assay.errors import AssayError
 from assay.estimators import negative_log_likelihood, rao_blackwell
-from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
+from assay.models.batching import MOST_LOG_PROBS, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs, by_length
 from assay.models.in_memory import GivenModel, frozen_models
 from assay.models.language_model import LanguageModel
@@ -220,7 +220,7 @@ class Probe:
         max_prompt_tokens: int = 1024,
         max_response_tokens: int = 128,
         chat_template: bool = False,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,
     ) -> Probe:
@@ -232,7 +232,8 @@ class Probe:
         first ``num_prompts`` of them are used; a verdict needs 40. ``references`` follow their prompts directly, as
         completions do in TRL: they begin with a space where one belongs there. ``train_prompts`` are some of those that
         the student trains on; the train proxy walks on responses of the teacher to the first ``num_train_prompts``.
-        Teacher and oracle write their responses here, once, and ``batch_size`` sequences at a time are scored.
+        Teacher and oracle write their responses here, once. ``batch_size`` sequences at a time are written and scored;
+        None: up to 64, but of no more log-probabilities than ``MOST_LOG_PROBS``.
 
         There is no ``kl_from_start``: it would take a copy of the student. Random number generators are left as found.
         Raises AssayError for prompts and models that do not fit together.
@@ -241,7 +242,7 @@ class Probe:
                  "max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens,
                  "batch_size": batch_size}  # fmt: skip
         for name, size in sizes.items():
-            if size < 1:
+            if size is not None and size < 1:
                 raise AssayError(f"{name} is {size}: it must be at least 1")
         lists = [("prompts", prompts, references, num_prompts)]
         if train_prompts is not None:
@@ -263,6 +264,9 @@ class Probe:
                 for what, given, said, count in lists
             )
             train = trained[0] if trained else []
+            if batch_size is None:
+                fitting = MOST_LOG_PROBS // (max_response_tokens * models["teacher"].vocab_size)
+                batch_size = max(1, min(SCORING_BATCH_SIZE, fitting))
             _check_prompts(held_out, train, models, max_response_tokens)
 
             def answers(writer: Writer, asked: Sequence[Prompt], purpose: str) -> list[Response]:

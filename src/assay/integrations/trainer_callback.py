@@ -62,7 +62,8 @@ class HackingCallback(TrainerCallback):
     processes the main one evaluates and the others wait.
 
     An evaluation that fails later than the first (a student whose weights are no longer finite) is left out with a
-    warning. Two processes on one CPU were tried (gloo); never run: GPUs, several machines, DeepSpeed, quantised weights.
+    warning. Two processes on one CPU were tried (gloo). Never run: GPUs, several machines, DeepSpeed, quantised
+    weights.
     """
 
     def __init__(
