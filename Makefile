@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow lint types bench clean
+.PHONY: quickstart test test-slow test-server lint types bench clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -13,7 +13,10 @@ test: .venv/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/.installed-dev  ## what the test suite leaves out because it takes long
-	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow and not server'
+
+test-server: .venv/.installed-dev  ## a served teacher against a real vLLM server: 2.5 GB in the user's cache, once
+	$(BIN)/python -m pytest -m server
 
 lint: .venv/.installed-dev  ## style and layers
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["assay.divergences", "assay.estimators", "assay.models"], "beartype.beartype")
+install_import_hook(["assay.buckets", "assay.divergences", "assay.estimators", "assay.models"], "beartype.beartype")
 
 import torch  # noqa: E402
 

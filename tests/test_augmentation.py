@@ -13,7 +13,7 @@ from assay.config import DistillationConfig, SourceConfig, TaskConfig
 from assay.data.augmentation import REASONS, Augmented, Text, augment
 from assay.data.distillation_set import choose_prompts, measure_diversity, pool_size, present_pairs
 from assay.data.sources import ResponseSource
-from assay.data.tasks import encode, get_task, load_prompts
+from assay.data.tasks import get_task, load_prompts
 from assay.errors import AssayError
 from assay.models.bases import base_name
 from assay.models.loading import load_framing, load_model, load_tokenizer
@@ -97,7 +97,7 @@ def test_a_template_makes_prompts_with_ids_of_their_own(
     for prompt in found.prompts:
         original = by_id[prompt.id.split("-template")[0]]
         assert (prompt.reference, prompt.reference_ids) == (original.reference, original.reference_ids)
-        assert prompt.token_ids == (*text.framing.before, *encode(text.tokenizer, prompt.text), *text.framing.after)
+        assert prompt.token_ids == text.encoder.prompt(prompt.text)
     whole = choose_prompts(config, pool[:12], held_out, teacher, text, seed=3).prompts
     assert {prompt.id for prompt in whole} == {prompt.id for prompt in [*pool[:12], *found.prompts]}
     assert any("template" in prompt.id for prompt in whole[:12])

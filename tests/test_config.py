@@ -132,6 +132,9 @@ def test_impossible_values_are_refused(change: dict[str, object], message: str) 
         ("distillation.training.dropout", 1.0),
         ("distillation.training.dropout", -0.1),
         ("distillation.training.lora_rank", 0),
+        ("distillation.training.hard_label_weight", 1.5),
+        ("distillation.training.hard_label_weight", -0.1),
+        ("distillation.training.hard_label_weight", math.nan),
         ("models.num_teachers", 0),
         ("probe.num_monitored", 10_000),
     ],
@@ -226,9 +229,11 @@ def test_cures_that_contradict_the_rest_are_refused(experiment: Experiment, mess
 def test_the_config_of_an_older_manifest_is_the_same_experiment() -> None:
     """One that knows none of the cures: they are off, and its parts are found by the same keys."""
     values = to_dict(Experiment())
-    for name in ("anchor_weight", "averaging_decay", "dropout", "lora_rank"):
+    cures = ("anchor_weight", "averaging_decay", "dropout", "lora_rank")
+    for name in (*cures, "hard_label_weight", "gradient_checkpointing", "packing"):
         del values["distillation"]["training"][name]
-    del values["models"]["num_teachers"]
+    for name in ("num_teachers", "vocabulary", "allow_pickle", "trust_remote_code"):
+        del values["models"][name]
     for arm in values["arms"]:
         for source in arm["sources"]:
             del source["prompts"], source["learn"]

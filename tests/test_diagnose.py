@@ -113,7 +113,7 @@ def run_folder(path: Path) -> Path:
 
 def of_a_summary(monkeypatch: pytest.MonkeyPatch, verdict: str) -> None:
     entry = {"source": "offline", "verdict": verdict, "reason": "[red]so\x1b[2J", "best_step": 40, "onset_step": None}
-    monkeypatch.setattr("assay.diagnosing.read_summary", lambda path: {"arms": [entry]})
+    monkeypatch.setattr("assay.diagnosing.read_summary", lambda path: {"truth": "oracle", "arms": [entry]})
 
 
 def test_a_run_folder_has_its_own_verdict_unless_another_golden_is_named(

@@ -12,7 +12,7 @@ from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.types import Batch
+from assay.types import Batch, Dense
 from tiny_models import VOCAB_SIZE, bart, gpt2, t5
 
 BATCH = Batch([(5, 2), (7, 3, 9, 4), (6,)], [(3, 4, 0), (6, 8), (9,)])
@@ -38,10 +38,12 @@ def test_the_law_is_the_mean_of_the_members_laws(family: str) -> None:
     hidden = ensemble.hidden(BATCH)
     assert hidden.shape == (BATCH.num_tokens, 16 * len(members))
     assert torch.allclose(ensemble.head(hidden[[4, 0]]), ensemble.log_probs(BATCH)[[4, 0]], atol=1e-5)
-    for dense in (True, False):
+    for kind in ("log_probs", "hidden"):
         cache = CachedLogProbs(ensemble)
-        cache.dense = dense
-        assert torch.allclose(cache.expand(cache.compute(BATCH)).exp().double(), expected, atol=1e-5)
+        cache.kind = kind
+        signal = cache.signal(cache.compute(BATCH))
+        assert isinstance(signal, Dense)
+        assert torch.allclose(signal.log_p_NV.exp().double(), expected, atol=1e-5)
 
 
 def test_one_member_is_that_member() -> None:

@@ -29,6 +29,7 @@ from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict, wit
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
+from assay.footprint import _arm_memory
 from assay.forecast import forecast, measured_flops_per_second, plan_lines
 from assay.models.bases import BASES
 from assay.models.loading import load_model
@@ -201,6 +202,30 @@ def test_more_of_anything_costs_more_and_hard_labels_cost_less() -> None:
     assert (
         found.trained_tokens == before.trained_tokens == (6 * 64 + 3 * 64 + 3 * 12 * 64) * 24
     )  # SFT of both, three arms
+
+
+def test_listed_tokens_and_a_store_are_forecast() -> None:
+    """Lists of 8 tokens are kept in 68 bytes a token instead of 4 for each of 512; a store holds what they take."""
+    experiment = small(num_steps=64)
+
+    def changed(**values: object) -> Experiment:
+        distillation = dataclasses.replace(experiment.distillation, num_prompts=4096, **values)  # type: ignore[arg-type]
+        return dataclasses.replace(experiment, distillation=distillation)
+
+    before, listed, stored = (forecast(changed(**v)) for v in ({}, {"teacher_top_k": 8}, {"signal_store": "store"}))
+    sizes = {role: size_of(name) for role, name in experiment.models.names.items()}
+    memory, of_lists = (
+        _arm_memory(changed(**v), experiment.arms[0], sizes)  # type: ignore[arg-type]
+        for v in ({}, {"teacher_top_k": 8})
+    )
+    remembered = 64 + 32 + 4096  # held-out prompts, the train proxy's pairs, those trained on
+    assert memory - of_lists == remembered * 24 * (4 * 512 - 68)
+    assert listed.memory_bytes < before.memory_bytes  # type: ignore[operator]
+    assert (listed.disk_bytes, listed.arms) == (before.disk_bytes, before.arms)
+    both = forecast(changed(teacher_top_k=8, signal_store="store"))
+    sequences = [64 + 32 + n for n in (4096, 4096, 0)]  # offline, online teacher, online student
+    assert stored.disk_bytes - before.disk_bytes == sum(sequences) * (24 * 4 * 512 + 500)  # type: ignore[operator]
+    assert both.disk_bytes - before.disk_bytes == sum(sequences) * (24 * 68 + 500)  # type: ignore[operator]
 
 
 def test_more_teachers_cost_their_share_of_everything() -> None:

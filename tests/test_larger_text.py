@@ -247,3 +247,95 @@ def test_without_the_extra_one_sentence_says_what_to_install(tmp_path: Path) -> 
     assert result.stderr.splitlines()[-1] == (
         "assay: task 'xsum' needs the package 'datasets', which is not installed: pip install 'assay[datasets]'"
     )
+
+
+# --- a data set of the user's choice
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "assay" / "tasks"
+
+
+def talk(i: int, split: str = "train") -> dict[str, Any]:
+    answer = {"role": "assistant", "content": f"answer {i}"}
+    return {"messages": [{"role": "user", "content": f"{split} question number {i}"}, answer], "source": "here"}
+
+
+def saved(folder: Path, rows: list[dict[str, Any]], split: str = "train") -> str:
+    """A folder as ``datasets`` saves it, read by its path."""
+    import datasets
+
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
+    return f"dataset:{folder}"
+
+
+def test_a_data_set_gives_the_prompts_of_a_file_of_the_same_rows(tmp_path: Path, cache: Path) -> None:
+    from assay.data.tasks import corpus_digest, corpus_rows, get_task
+
+    rows = [talk(i) for i in range(80)]
+    name = saved(tmp_path / "data", rows)
+    saved(tmp_path / "data", [talk(i, "test") for i in range(20)], "test")
+    file = tmp_path / "same.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = corpus_rows(get_task(name))
+    assert list(found) == list(corpus_rows(get_task(str(file))))
+    assert found[0]["reference"] == "answer 0"
+    assert {row["content"] for row in corpus_rows(get_task(f"{name}:test"))} == {
+        talk(i, "test")["messages"][0]["content"] for i in range(20)
+    }
+    (facts,) = [json.loads(path.read_text()) for path in cache.glob("*.json") if '"train"' in path.read_text()]
+    assert facts["dataset"] == str(tmp_path / "data")
+    assert facts["num_read"] == 80
+    assert facts["digest"] == corpus_digest(get_task(name))
+
+
+def test_a_data_set_is_read_once_and_again_when_its_folder_changes(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from assay.data.tasks import corpus_digest, corpus_rows, get_task
+
+    name = saved(tmp_path / "data", [talk(i) for i in range(40)])
+    digest = corpus_digest(get_task(name))
+    assert "fetching task" in capsys.readouterr().err
+    assert corpus_digest(get_task(name)) == digest
+    assert capsys.readouterr().err == ""
+    saved(tmp_path / "data", [talk(i) for i in range(41)])
+    assert corpus_digest(get_task(name)) != digest
+    assert len(corpus_rows(get_task(name))) == 41
+
+
+def test_jsonl_of_a_folder_and_plain_prompts_with_columns(tmp_path: Path, cache: Path) -> None:
+    from assay.data.tasks import corpus_rows, get_task
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = [json.dumps({"prompt": f"p {i}", "gold": f"g {i}", "says": [f"s {i}"]}) for i in range(40)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    task = get_task(f"dataset:{folder}", "Q: {prompt}", reference="gold", responses="says", with_oracle=False)
+    for i, row in enumerate(corpus_rows(task)):
+        assert (row["prompt_text"], row["reference"], row["responses"]) == (f"Q: p {i}", f"g {i}", (f"s {i}",))
+
+
+@pytest.mark.parametrize("name", ["dataset:", "dataset:a::b", "dataset:a:b:c:d"])
+def test_a_name_that_names_no_data_set_is_refused(name: str) -> None:
+    from assay.data.tasks import get_task
+
+    with pytest.raises(AssayError, match="names no data set: write dataset:ID, dataset:ID:SPLIT or"):
+        get_task(name)
+
+
+def test_a_data_set_that_holds_no_prompts_or_is_not_there_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    from assay.data.tasks import corpus_rows, get_task
+
+    other = saved(tmp_path / "other", [{"text": "a"}])
+    with pytest.raises(AssayError, match=r"the data set of task .* has no column 'prompt' or 'messages': it has text"):
+        corpus_rows(get_task(other))
+    with pytest.raises(AssayError, match=r"from the folder .* \(.*validation.*\): give a folder of"):
+        corpus_rows(get_task(f"{other}:validation"))
+    with pytest.raises(AssayError, match=r"from the hub's data set 'nobody/nothing' \(.*\): it needs network once"):
+        corpus_rows(get_task("dataset:nobody/nothing"))
+    assert not cache.exists() or list(cache.iterdir()) == []

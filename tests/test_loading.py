@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from assay.data.tasks import get_task, load_prompts
 from assay.errors import AssayError
 from assay.models.bases import base_path
+from assay.models.causal import CausalModel
 from assay.models.loading import (
     check_device,
     check_fits,
@@ -25,9 +29,10 @@ from assay.models.loading import (
     load_tokenizer,
     random_model,
 )
+from assay.models.pretrained import eos_token_ids
 from assay.training import save_model
 from assay.types import Batch, Framing
-from tiny_models import bart, gpt2, llama, t5
+from tiny_models import bart, gemma2, gpt2, llama, qwen3, t5
 
 
 @pytest.fixture
@@ -75,8 +80,169 @@ def test_a_damaged_file_is_refused(student: Path, content: bytes | None) -> None
 def test_pickled_weights_are_refused(student: Path) -> None:
     torch.save(load_file(student / "model.safetensors"), student / "pytorch_model.bin")
     (student / "model.safetensors").unlink()
+    with pytest.raises(AssayError, match=r"safetensors only.*models\.allow_pickle to true"):
+        load_model(str(student))
+    assert load_model(str(student), allow_pickle=True).digest == load_model("define-student").digest
+
+
+def test_safetensors_are_read_also_where_pickles_are_allowed(student: Path) -> None:
+    (student / "pytorch_model.bin").write_bytes(b"garbage")
+    assert load_model(str(student), allow_pickle=True).digest == load_model("define-student").digest
+
+
+def stating(folder: Path, config: object, generation: object = None) -> str:
+    """The checkpoint with these end-of-sequence tokens in config.json and, if given, in generation_config.json."""
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"eos_token_id": config}))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        ([301, 0, 309], None),  # as Llama 3
+        (301, [301, 0]),  # as Qwen, whose tokenizer closes a turn
+        ([301, 0], [0, 301]),
+        (0, [301, 309]),
+        (None, [0, 301]),
+        ([0], None),
+        (0, None),
+    ],
+)
+def test_of_several_end_tokens_the_tokenizers_ends_a_response(
+    student: Path, tmp_path: Path, config: object, generation: object
+) -> None:
+    name, tokenizer = stating(student, config, generation), load_tokenizer("define-oracle")
+    for model in (
+        load_model(name),  # its tokenizer is beside it
+        load_model(name, eos_token_id=tokenizer.eos_token_id),
+        random_model(name, 1),
+    ):
+        assert model.eos_token_id == tokenizer.eos_token_id == 0
+        check_fits(tokenizer, model)
+    model = load_model(name)
+    responses = model.sample([(15, 12)] * 50, range(50), 24)
+    assert {response[-1] for response in responses if len(response) < 24} == {0}
+    assert all(0 not in response[:-1] for response in responses)
+    save_model(model, tmp_path / "kept")  # it says what it said before
+    again = load_model(str(tmp_path / "kept"), eos_token_id=0)
+    assert eos_token_ids(again.module) == eos_token_ids(model.module)
+
+
+@pytest.mark.parametrize(("config", "generation"), [([301, 309], None), (301, None), (301, [301, 309]), (None, None)])
+def test_an_end_token_that_the_model_does_not_know_is_refused(
+    student: Path, config: object, generation: object
+) -> None:
+    name = stating(student, config, generation)
+    with pytest.raises(AssayError, match=r"tokenizer ends sequences with token 0, but .*student' with \["):
+        load_model(name, eos_token_id=0)
+    with pytest.raises(AssayError, match="tokenizer ends sequences with token 0"):
+        check_fits(load_tokenizer("define-oracle"), load_model(stating(student, 301)))
+
+
+def test_the_tokenizer_decides_not_the_order_of_the_tokens(student: Path) -> None:
+    tokenizer = load_tokenizer("define-oracle")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(301)
+    tokenizer.save_pretrained(student)
+    assert load_model(stating(student, [0, 301])).eos_token_id == 301
+    assert load_model(stating(student, 0, [0, 301])).eos_token_id == 301
+    assert random_model(str(student), 1).eos_token_id == 301
+
+
+def test_several_end_tokens_without_a_tokenizer_are_refused(student: Path) -> None:
+    for path in student.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(AssayError, match="tokenizer"):
+        load_model(stating(student, [301, 0]))
+    assert load_model(str(student), eos_token_id=301).eos_token_id == 301
+    with pytest.raises(AssayError, match=r"no single end-of-sequence token \(\[0, 301\]\)"):
+        CausalModel(load_model(str(student), eos_token_id=301).module, "bare")
+    with pytest.raises(AssayError, match=r"no single end-of-sequence token \(\[\]\)"):
+        load_model(stating(student, None))
+
+
+def test_models_that_end_responses_with_unlike_tokens_are_refused(student: Path) -> None:
+    with pytest.raises(AssayError, match=r"ends sequences with token 0 and .* with 301"):
+        check_same_vocabulary(load_model("define-oracle"), load_model(stating(student, 301)))
+
+
+class Bomb:
+    """A pickle of this makes a folder when it is opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_an_allowed_pickle_holds_tensors_and_runs_nothing(student: Path, tmp_path: Path) -> None:
+    (student / "model.safetensors").unlink()
+    path = student / "pytorch_model.bin"
+    path.write_bytes(b"")
+    with pytest.raises(AssayError, match="cannot load the model"):
+        load_model(str(student), allow_pickle=True)
+    torch.save({"transformer.wte.weight": Bomb(tmp_path / "boom")}, path)
+    for content in (path.read_bytes(), pickle.dumps(Bomb(tmp_path / "boom"), protocol=2), b"garbage"):
+        path.write_bytes(content)
+        with pytest.raises(AssayError, match="damaged or hold more than tensors, which is never loaded"):
+            load_model(str(student), allow_pickle=True)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_a_missing_or_truncated_shard_is_refused(student: Path) -> None:
+    weights = load_file(student / "model.safetensors")
+    (student / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    for file, keys in parts.items():
+        save_file({key: weights[key] for key in keys}, student / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
+    (student / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_model(str(student)).digest == load_model("define-student").digest
+    second = student / "model-00002-of-00002.safetensors"
+    second.write_bytes(second.read_bytes()[:-100])
     with pytest.raises(AssayError, match="cannot load the model"):
         load_model(str(student))
+    second.unlink()
+    with pytest.raises(AssayError, match="cannot load the model"):
+        load_model(str(student))
+
+
+CODE = """
+import pathlib
+from transformers import GPT2Config, GPT2LMHeadModel
+pathlib.Path({seen!r}).touch()
+class OwnConfig(GPT2Config):
+    model_type = "own"
+class OwnModel(GPT2LMHeadModel):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_a_checkpoint_runs_only_when_it_is_trusted(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    seen = tmp_path / "seen"
+    (student / "own.py").write_text(CODE.format(seen=str(seen)))
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": auto_map}))
+    for load in (load_model, lambda name: random_model(name, 1)):
+        with pytest.raises(AssayError, match=r"Python code in its own.*models\.trust_remote_code to true"):
+            load(str(student))
+    assert not seen.exists()
+    model = load_model(str(student), trust_remote_code=True)
+    assert seen.exists()
+    assert type(model.module).__name__ == "OwnModel"
+    assert model.digest == load_model("define-student").digest
+    assert random_model(str(student), 1, trust_remote_code=True).digest != model.digest
+    save_model(model, tmp_path / "kept")
+    assert load_model(str(tmp_path / "kept"), trust_remote_code=True).digest == model.digest
 
 
 @pytest.mark.parametrize(("file", "content"), [("config.json", "{}"), ("config.json", "[1"), ("tokenizer.json", "{}")])
@@ -137,7 +303,7 @@ def test_a_config_that_no_model_can_be_made_of_is_refused(student: Path, change:
         random_model(str(student), seed=0)
 
 
-@pytest.mark.parametrize("make", [t5, lambda seed: t5(seed, gated=True), bart, gpt2, llama])
+@pytest.mark.parametrize("make", [t5, lambda seed: t5(seed, gated=True), bart, gpt2, llama, qwen3, gemma2])
 def test_a_saved_model_of_either_family_is_the_same_model_when_it_is_loaded(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model = make(3)
     save_model(model, tmp_path / "kept")

@@ -18,17 +18,23 @@ from assay.models.exact import HiddenMarkovModel, MarkovChain
 from assay.models.language_model import LanguageModel
 from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
-from assay.types import Batch
-from tiny_models import EOS, VOCAB_SIZE, bart, gpt2, llama, t5
+from assay.types import Batch, Dense
+from tiny_models import EOS, VOCAB_SIZE, bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 ADAPTERS = {
     "gpt2-tied": lambda: gpt2(3, tied=True),
     "gpt2-untied": lambda: gpt2(3, tied=False),
     "llama-tied": lambda: llama(3, tied=True),
     "llama-untied": lambda: llama(3, tied=False),
+    "qwen3-tied": lambda: qwen3(3, tied=True),
+    "qwen3-untied": lambda: qwen3(3, tied=False),
+    "gemma2-tied": lambda: gemma2(3, tied=True),
+    "gemma2-untied": lambda: gemma2(3, tied=False),
+    "gemma2-padded": lambda: cut(gemma2(3, vocab_size=31)),
     "t5": lambda: t5(3),
     "mt5": lambda: t5(3, gated=True),
     "bart": lambda: bart(3),
+    "bart-padded": lambda: cut(bart(3, vocab_size=31)),
     "markov-chain": lambda: MarkovChain.random(VOCAB_SIZE, seed=3),
     "hidden-markov": lambda: HiddenMarkovModel.random(4, VOCAB_SIZE, seed=3),
 }
@@ -74,11 +80,13 @@ def test_what_is_cached_of_a_model_is_what_it_says(
     """Both ways of keeping it: log-probabilities, and hidden states that the head expands later."""
     monkeypatch.setattr(cached, "DENSE_VOCABULARY_LIMIT", dense_limit)
     stored = cached.CachedLogProbs(model)
-    assert stored.dense == (dense_limit > 0)
+    assert stored.kind == ("log_probs" if dense_limit else "hidden")
     batch = Batch(PROMPTS, RESPONSES)
     kept = stored.compute(batch)
-    assert torch.allclose(stored.expand(kept), model.log_probs(batch), atol=2e-5)
-    assert torch.allclose(stored.expand(kept[2:]), model.log_probs(batch[2:4]), atol=2e-5)
+    for rows in (slice(0, 4), slice(2, 4)):
+        signal = stored.signal(kept[rows])
+        assert isinstance(signal, Dense)
+        assert torch.allclose(signal.log_p_NV, model.log_probs(batch[rows]), atol=2e-5)
 
 
 def test_a_prefix_is_scored_alike_whatever_follows(model: LanguageModel) -> None:
@@ -150,7 +158,14 @@ def test_equal_digests_mean_equal_weights() -> None:
     assert gpt2(3).digest == gpt2(3).digest != gpt2(4).digest
 
 
-GENERATING = {"gpt2": lambda: gpt2(5), "t5": lambda: t5(5), "mt5": lambda: t5(5, gated=True), "bart": lambda: bart(5)}
+GENERATING = {
+    "gpt2": lambda: gpt2(5),
+    "qwen3": lambda: qwen3(5),
+    "gemma2": lambda: gemma2(5),
+    "t5": lambda: t5(5),
+    "mt5": lambda: t5(5, gated=True),
+    "bart": lambda: bart(5),
+}
 
 
 @pytest.mark.parametrize("family", GENERATING)

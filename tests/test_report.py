@@ -22,6 +22,7 @@ import pytest
 from assay.errors import AssayError
 from assay.report import figures, html, tables
 from assay.report.html import write_report
+from assay.report.words import meaning
 
 STEPS = (0, 1, 2, 4, 8, 14, 23, 38, 62, 84, 140, 231, 380, 635, 900, 1200)
 D_ORACLE_TEACHER, GOLDEN_AT_START, PROXY_AT_START = 13.68, 15.63, 6.03
@@ -445,7 +446,7 @@ def test_cards_say_verdict_severity_and_what_to_keep(built: tuple[Path, Path]) -
     words = Page((out / "report.html").read_text()).words
     offline = json.loads((run / "summary.json").read_text())["arms"][0]
     assert "1 of 3 arms hacked its teacher" in words
-    assert html.MEANINGS["teacher_hacking"] in words
+    assert meaning("teacher_hacking", "oracle") in words
     assert f"{offline['severity_nats']:.2f} nats" in words
     assert "95 % interval 2.20 to 2.60" in words
     assert "95 % interval −0.20 to 0.20" in words

@@ -208,7 +208,10 @@ def test_the_verdict_is_printed(probe: Probe, tmp_path: Path, capsys: Any) -> No
     trainer_of(base("define-student"), tmp_path, HackingCallback(probe, num_evaluations=5)).train()
     said = capsys.readouterr().out
     written = runs.read_json(tmp_path / "assay" / "verdict.json")
-    assert f"assay (truth: held-out references): {written['verdict'].replace('_', ' ')}: {written['reason']}." in said
+    assert (
+        f"assay (held-out references as the truth): {written['verdict'].replace('_', ' ')}: {written['reason']}."
+        in said
+    )
     assert f"keep the student of step {written['keep']['step']} " in said
 
 
@@ -514,6 +517,7 @@ def test_messages_are_rendered_by_the_chat_template() -> None:
         ({"train_prompts": TEXTS[5:9]}, "4 of the held-out prompts are among train_prompts"),
         ({"train_prompts": []}, "train_prompts must be a list"),
         ({"prompts": [[{"role": "user", "content": "a"}]] * 2, "references": None}, "the tokenizer has none"),
+        ({"vocabulary": "shared", "oracle": gpt2().module}, "has no law over the first 512"),
         ({"oracle": gpt2().module}, "the tokenizer has ids up to 511, but 'the oracle' predicts 23"),
         ({"num_monitored": 0}, "num_monitored is 0"),
         ({"max_response_tokens": 60}, "has a context of 64"),
@@ -528,7 +532,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(changes: dict[str, Any], m
 def test_messages_that_the_template_cannot_render_are_refused() -> None:
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(AssayError, match=r"cannot render prompts\[0\]: roles must alternate"):
+    with pytest.raises(AssayError, match=r"prompts\[0\] cannot be used: .* roles must alternate"):
         build(prompts=[[{"role": "user", "content": "a"}]] * 2, references=None, tokenizer=tokenizer)
 
 
@@ -552,6 +556,19 @@ def test_a_student_that_cannot_be_compared_is_refused_before_the_first_step(prob
     with pytest.raises(AssayError, match="the very model that is trained"):
         trainer_of(teacher, tmp_path, HackingCallback(build(teacher))).train()
     assert not (tmp_path / "assay").exists()
+
+
+def test_rows_that_only_pad_are_cut_where_the_vocabulary_is_shared(probe: Probe, tmp_path: Path) -> None:
+    padded_student = base("define-student")
+    padded_student.resize_token_embeddings(520)
+    padded_student.get_input_embeddings().weight.data[512:] = 1.0
+    cut = HackingCallback(build(vocabulary="shared"), num_evaluations=2)
+    trainer = trainer_of(padded_student, tmp_path, cut, max_steps=1)
+    trainer.train()
+    whole = probe.evaluate(adapted(base("define-student"), "student", 0), 0).means
+    assert evaluations(trainer)[0]["assay/proxy_nats"] == pytest.approx(whole["proxy_nats"], rel=1e-5)
+    with pytest.raises(AssayError, match="predicts 520 tokens and 'the teacher' 512"):
+        trainer_of(padded_student, tmp_path, HackingCallback(probe)).train()
 
 
 def test_few_prompts_give_no_verdict_but_undecided(tmp_path: Path) -> None:
@@ -600,9 +617,5 @@ def test_the_example_prints_the_curve_and_the_verdict(tmp_path: Path) -> None:
     assert [record["step"] for record in records] == evaluation_steps(800, 14)
     for record in records:
         assert f"{record['step']:>6}{record['proxy_nats']:>8.2f}{record['train_proxy_nats']:>13.2f}" in done.stdout
-    assert (
-        f"assay (truth: held-out references): {runs.read_json(tmp_path / 'assay' / 'verdict.json')['verdict']}".replace(
-            "_", " "
-        )
-        in done.stdout
-    )
+    name = runs.read_json(tmp_path / "assay" / "verdict.json")["verdict"].replace("_", " ")
+    assert f"assay (held-out references as the truth): {name}: " in done.stdout

@@ -17,12 +17,20 @@ from assay.divergences import forward_kl
 from assay.models.pretrained import PretrainedModel, right_padded
 from assay.training import distillation_loss
 from assay.types import Batch, Dense
-from tiny_models import EOS, bart, gpt2, t5
+from tiny_models import EOS, VOCAB_SIZE, bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 PROMPTS = [(5,), (7, 3, 9, 2), (4, 4), (11, 2, 8, 6, 1, 3), (6, 2)]
 RESPONSES = [(3, 8, EOS), (6,), (EOS,), (2, 9, 4, 7, EOS), (9, 9)]
 PAIRS: dict[str, tuple[PretrainedModel, PretrainedModel]] = {
     "gpt2": (gpt2(1), gpt2(2)),
+    "gpt2-untied": (gpt2(1, tied=False), gpt2(2, tied=False)),
+    "llama-tied": (llama(1, tied=True), llama(2, tied=True)),
+    "llama-untied": (llama(1), llama(2)),
+    "qwen3-tied": (qwen3(1), qwen3(2)),
+    "qwen3-untied": (qwen3(1, tied=False), qwen3(2, tied=False)),
+    "gemma2-tied": (gemma2(1), gemma2(2)),
+    "gemma2-untied": (gemma2(1, tied=False), gemma2(2, tied=False)),
+    "padded": (cut(gemma2(1, vocab_size=31)), cut(gpt2(2, vocab_size=26))),
     "t5": (t5(1), t5(2)),
     "mt5": (t5(1, gated=True), t5(2, gated=True)),
     "bart": (bart(1), bart(2)),
@@ -75,7 +83,7 @@ def last_logits(model: PretrainedModel, prompt: tuple[int, ...], said: tuple[int
         inputs = {"input_ids": torch.tensor([prompt]), "decoder_input_ids": torch.tensor([[start, *said]])}
     else:
         inputs = {"input_ids": torch.tensor([[*prompt, *said]])}
-    return model.module(**inputs).logits[0, -1]
+    return model.module(**inputs).logits[0, -1, :VOCAB_SIZE]
 
 
 def double_copy(model: PretrainedModel) -> PretrainedModel:
@@ -173,6 +181,43 @@ def teachers_entropy_left_in(
     return value - float((signal.log_p_NV.exp() * signal.log_p_NV).sum(-1).mean()), gradient
 
 
+def with_student(change: Callable[[PretrainedModel], None]) -> Loss:
+    """Our loss of a student that a change has made another model than transformers runs."""
+
+    def loss(teacher: PretrainedModel, student: PretrainedModel, num_micro_batches: int) -> tuple[float, Tensor]:
+        changed = copy.deepcopy(student)
+        change(changed)
+        return our_loss(teacher, changed, num_micro_batches)
+
+    return loss
+
+
+def no_softcap_of_logits(model: PretrainedModel) -> None:
+    model._softcap = None
+
+
+def no_softcap_of_attention(model: PretrainedModel) -> None:
+    """What an attention that knows no soft cap computes."""
+    for layer in model.module.base_model.layers:  # type: ignore[union-attr]
+        layer.self_attn.attn_logit_softcapping = None
+
+
+def no_window(model: PretrainedModel) -> None:
+    """Every layer sees all tokens."""
+    model.module.config.sliding_window = 100
+
+
+def padded_rows_left_in(
+    teacher: PretrainedModel, student: PretrainedModel, num_micro_batches: int
+) -> tuple[float, Tensor]:
+    """Both laws over all rows that both models have, the tokenizer's or not."""
+    rows = min(model.module.config.vocab_size for model in (teacher, student))
+    wholes = [copy.deepcopy(model) for model in (teacher, student)]
+    for whole in wholes:
+        whole.vocab_size = rows
+    return our_loss(*wholes, num_micro_batches)
+
+
 def encoder_decoder(
     first: int | None = None, attend_padding: bool = False, score: Callable[[Tensor], Tensor] = torch.ones_like
 ) -> Loss:
@@ -210,6 +255,10 @@ BROKEN: list[tuple[Loss, Check, str]] = [
     (mean_of_means, check_accumulation, "gpt2"),
     (mean_of_means, check_accumulation, "t5"),
     (teachers_entropy_left_in, check_student_is_teacher, "gpt2"),
+    (with_student(no_softcap_of_logits), check_value_and_gradient, "gemma2-tied"),
+    (with_student(no_softcap_of_attention), check_value_and_gradient, "gemma2-tied"),
+    (with_student(no_window), check_value_and_gradient, "gemma2-untied"),
+    (padded_rows_left_in, check_value_and_gradient, "padded"),
     (encoder_decoder(first=EOS), check_value_and_gradient, "t5"),
     (encoder_decoder(attend_padding=True), check_value_and_gradient, "t5"),
     (encoder_decoder(attend_padding=True), check_value_and_gradient, "bart"),

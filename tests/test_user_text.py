@@ -17,7 +17,7 @@ import pytest
 from assay.cli import main
 from assay.config import Experiment, TaskConfig
 from assay.data.splitting import SHARES, assign_splits, joined_groups, loose_key, near_duplicates, split_of
-from assay.data.tasks import corpus_digest, get_task, load_prompts
+from assay.data.tasks import corpus_digest, corpus_rows, get_task, load_prompts
 from assay.data.user_text import leakage_report, read_split
 from assay.errors import AssayError
 from assay.models.loading import load_tokenizer
@@ -79,7 +79,7 @@ def test_ids_are_the_rows_own_and_a_template_shows_any_text_column(tmp_path: Pat
         (b'{"prompt": null}', "line 2 has no 'prompt'"),
         (b'{"prompt": " "}', "line 2 'prompt' is empty"),
         (b'{"prompt": 3}', "line 2 'prompt' is int, not text"),
-        (b'{"prompt": ["a"]}', "line 2 'prompt' is list, not text"),
+        (b'{"prompt": ["a"]}', "line 2 'prompt' message 1 is str, not an object with 'role' and 'content'"),
         (b'{"prompt": "a", "reference": 3}', "line 2 'reference' is int, not text"),
         (b'{"prompt": "a", "reference": ""}', "line 2 'reference' is empty"),
         (b'{"prompt": "a", "id": true}', "line 2 'id' is bool"),
@@ -125,7 +125,7 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ("text.parquet", "not a parquet file"),
         ("folder.jsonl", "cannot read"),
         ("absent.jsonl", "No such file"),
-        ("other.parquet", "no column 'prompt': it has text"),
+        ("other.parquet", "no column 'prompt' or 'messages': it has text"),
     ]:
         with pytest.raises(AssayError, match=words):
             load_prompts(get_task(str(tmp_path / name)), "oracle", load_tokenizer("define-oracle"), 16, 24, 1)
@@ -324,6 +324,260 @@ def test_tasks_check_prints_the_report_and_tasks_lists_what_there_is(
     with pytest.raises(SystemExit) as caught:
         main(["tasks", "check"])
     assert caught.value.code == 2
+
+
+# --- conversations
+
+
+def said(text: str, system: str | None = None) -> list[dict[str, str]]:
+    return ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
+
+
+def chat_tokenizer() -> Any:
+    tokenizer = load_tokenizer("define-oracle")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n"
+    )
+    return tokenizer
+
+
+def test_conversations_of_jsonl_and_parquet_give_the_prompts_of_the_chat_template(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [*said(text, "Be brief."), {"role": "assistant", "content": f"To {text}"}], "id": str(i)}
+        for i, text in enumerate(texts(200))
+    ]
+    tokenizer, loaded = chat_tokenizer(), []
+    for name in ("a.jsonl", "a.parquet"):
+        task = get_task(str(write(tmp_path / name, rows)), chat_template=True)
+        loaded.append(load_prompts(task, "oracle", tokenizer, 199, 99, num_prompts=50, seed=1))
+    assert loaded[0] == loaded[1]
+    for prompt in loaded[0]:
+        messages = rows[int(prompt.id)]["messages"]
+        ids = tokenizer.apply_chat_template(messages[:2], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert prompt.token_ids == tuple(ids)
+        assert prompt.text == f"system: Be brief.\nuser: {messages[1]['content']}"
+        assert prompt.reference == messages[2]["content"]
+        assert tokenizer.decode(prompt.reference_ids[:-1]) == prompt.reference
+        assert prompt.reference_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_text_is_the_one_message_of_a_user_also_of_a_task_that_ships(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    base = texts(60)
+    plain = write(tmp_path / "a.jsonl", [{"prompt": text, "id": i} for i, text in enumerate(base)])
+    talk = write(tmp_path / "b.jsonl", [{"prompt": said(text), "id": i} for i, text in enumerate(base)])
+    found = [
+        load_prompts(get_task(str(path), chat_template=True), "oracle", tokenizer, 99, 24) for path in (plain, talk)
+    ]
+    assert found[0] == found[1]
+    for limit in (30, 40):
+        for prompt in load_prompts(get_task("define", chat_template=True), "oracle", tokenizer, limit, 24, 30):
+            ids = tokenizer.apply_chat_template(said(prompt.text), add_generation_prompt=True, return_dict=True)
+            assert prompt.token_ids == tuple(ids["input_ids"])
+            assert len(prompt.token_ids) <= limit
+            assert tokenizer.decode(prompt.reference_ids).startswith(str(prompt.reference)[:8])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": []}, "'prompt' does not end with a message of the user"),
+        ({"messages": []}, "'messages' does not end with a message of the user (and an answer to it)"),
+        ({"messages": "text"}, "'messages' is str, not a list of messages"),
+        ({"prompt": [{"role": "tool", "content": "x"}]}, "'prompt' message 1 has the role 'tool': it must be one of"),
+        ({"prompt": [{"role": ["user"], "content": "x"}]}, "message 1 has the role ['user']"),
+        ({"prompt": [{"content": "x"}]}, "message 1 has the role None"),
+        ({"prompt": [*said("x"), {"role": "user"}]}, "message 2 'content' is NoneType, not text"),
+        ({"prompt": [{"role": "user", "content": " "}]}, "message 1 'content' is empty"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "message 1 'content' is list, not text"),
+        ({"prompt": [{"role": "user", "content": "x", "tool_calls": [1]}]}, "message 1 has 'tool_calls': only"),
+        ({"prompt": [*said("x"), {"role": "assistant", "content": "y"}]}, "does not end with a message of the user"),
+        ({"messages": [{"role": "assistant", "content": "y"}]}, "does not end with a message of the user"),
+        (
+            {"messages": [*said("x"), {"role": "assistant", "content": "y"}], "reference": "z"},
+            "has a final assistant message and a 'reference': leave one of them out",
+        ),
+    ],
+)
+def test_a_conversation_that_cannot_be_used_is_refused_by_line(row: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(AssayError) as caught:
+        read_split(write(tmp_path / "a.jsonl", [{"prompt": "one"}, row]), None)
+    assert "1 of 2 lines cannot be used: line 2 " in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_conversations_need_the_chat_template_and_take_no_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": said(text)} for text in texts(40)])
+    with pytest.raises(AssayError, match=r"line \d+ of task .* is a conversation: set task\.chat_template"):
+        load_prompts(get_task(str(path)), "oracle", chat_tokenizer(), 99, 24)
+    with pytest.raises(AssayError, match=r"line 1 is a conversation, which no template fills"):
+        load_prompts(get_task(str(path), "Say: {prompt}", chat_template=True), "oracle", chat_tokenizer(), 99, 24)
+
+
+def test_the_line_that_a_template_cannot_render_is_named(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    task = get_task(str(write(tmp_path / "a.jsonl", [{"prompt": "hello"}])), chat_template=True, with_oracle=False)
+    with pytest.raises(AssayError, match=r"line 1 of task .* cannot render messages of user: System role not supp"):
+        [load_prompts(task, split, tokenizer, 99, 24) for split in ("distillation", "held_out")]
+
+
+def test_conversations_are_compared_by_their_text_whoever_says_it(tmp_path: Path) -> None:
+    base = texts(120, length=12)
+    rows: list[dict[str, Any]] = [{"prompt": text} for text in base]
+    rows += [{"prompt": said(" ".join(text.split()[6:]), " ".join(text.split()[:6]))} for text in base[:30]]
+    found = read_split(write(tmp_path / "a.jsonl", rows), None)
+    assert found.duplicates == [(121 + i, 1 + i) for i in range(30)]
+    near = [{"prompt": said(f"{text} indeed", "word")} for text in base]
+    leaky = leakage_report(write(tmp_path / "b.jsonl", rows[:120] + near))
+    assert sum(leaky.near_duplicates.values()) > 30
+
+
+# --- columns of the user's choice
+
+
+def test_references_come_from_the_column_that_is_named(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "messages": [*said(text), {"role": "assistant", "content": "not this"}],
+            "gold": f"{i}",
+            "reference": "nor this",
+        }
+        for i, text in enumerate(texts(50))
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert [row["reference"] for row in read_split(path, None, "gold").rows] == [str(i) for i in range(50)]
+    with pytest.raises(AssayError, match=r"unknown column of references in .* 'golf': did you mean 'gold'"):
+        read_split(path, None, "golf")
+    plain = write(tmp_path / "b.jsonl", [{"prompt": "a", "gold": "b", "says": "c"}])
+    for column in ("gold", "reference", "says"):
+        with pytest.raises(AssayError, match=f"shows '{column}', which the model must not see"):
+            read_split(plain, f"{{prompt}} {{{column}}}", "gold", "says")
+    with pytest.raises(AssayError, match="line 1 'gold' is int, not text"):
+        read_split(write(tmp_path / "c.jsonl", [{"prompt": "a", "gold": 3}]), None, "gold")
+    with pytest.raises(AssayError, match="name one column"):
+        validate(Experiment(task=TaskConfig(reference="gold", responses="gold")))
+
+
+def test_a_task_that_ships_has_other_references_too() -> None:
+    tokenizer = load_tokenizer("define-oracle")
+    task = get_task("define", "{gloss} is", reference="lemmas")
+    for prompt in load_prompts(task, "held_out", tokenizer, 60, 60, 20):
+        row = corpus_rows(task)[int(prompt.id.removeprefix("define-"))]
+        assert prompt.reference == row["lemmas"]
+        assert prompt.text == f"{row['gloss']} is"
+    for what in ("reference", "responses"):
+        with pytest.raises(
+            AssayError, match=rf"unknown column of {what}s? in task 'define' 'glos': did you mean 'gloss'"
+        ):
+            load_prompts(get_task("define", **{what: "glos"}), "held_out", tokenizer, 60, 60, 20)
+
+
+def test_responses_of_the_teacher_are_tokenised_as_references_are(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": text, "says": ["short", f"{text} at length" * 3], "reference": "short"} for text in texts(60)
+    ]
+    rows[7]["says"] = "only one"
+    tokenizer = load_tokenizer("define-oracle")
+    task = get_task(str(write(tmp_path / "a.jsonl", rows)), responses="says", with_oracle=False)
+    prompts = load_prompts(task, "distillation", tokenizer, 99, 20) + load_prompts(task, "held_out", tokenizer, 99, 20)
+    assert len(prompts) == 60
+    for prompt in prompts:
+        if prompt.id == "line-000008":
+            assert [tokenizer.decode(ids[:-1]) for ids in prompt.response_ids] == [" only one"]
+            continue
+        short, long = prompt.response_ids
+        assert short == prompt.reference_ids
+        assert short[-1] == tokenizer.eos_token_id
+        assert len(long) == 20
+        assert tokenizer.eos_token_id not in long
+    assert all(p.response_ids == () for p in load_prompts(get_task(task.name), "oracle", tokenizer, 99, 20))
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        (None, "'says' holds no response of the teacher"),
+        ([], "'says' holds no response of the teacher"),
+        (3, "'says' is int, not text or a list of texts"),
+        ("", "'says' is empty"),
+        (["a", 3], "'says' response 2 is int, not text"),
+        (["a", "\ud800"], "'says' response 2 holds half of a surrogate pair"),
+    ],
+)
+def test_a_row_without_a_response_is_named_by_its_line(says: Any, words: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "says": "b"}, {"prompt": "c", "says": says}])
+    with pytest.raises(AssayError, match="1 of 2 lines cannot be used: line 2 ") as caught:
+        read_split(path, None, responses="says")
+    assert words in str(caught.value)
+
+
+def test_rows_of_one_prompt_with_other_responses_stay(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "says": word} for text in texts(30) for word in ("yes", "no", "Yes.")]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert len(read_split(path, None, responses="says").rows) == 60
+    assert len(read_split(path, None).rows) == 30
+
+
+# --- without an oracle
+
+
+def test_what_is_held_out_is_the_same_with_and_without_an_oracle(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": text} for text in texts(600)])
+    lab, distil = read_split(path, None).rows, read_split(path, None, with_oracle=False).rows
+    assert [row["id"] for row in lab] == [row["id"] for row in distil]
+    assert {row["split"] for row in distil} == {"distillation", "held_out"}
+    for one, other in zip(lab, distil, strict=True):
+        assert (one["split"] == "held_out") == (other["split"] == "held_out")
+    tokenizer = load_tokenizer("define-oracle")
+    for name in (str(path), "define"):
+        both = [get_task(name), get_task(name, with_oracle=False)]
+        held_out = [load_prompts(task, "held_out", tokenizer, 60, 24, 40, seed=3) for task in both]
+        assert held_out[0] == held_out[1]
+        splits = {f"{name}-{i:06d}": row["split"] for i, row in enumerate(corpus_rows(both[0]))}
+        found = [splits.get(p.id, "") for p in load_prompts(both[1], "distillation", tokenizer, 60, 24, 400)]
+        assert set(found) == ({"oracle", "distillation"} if name == "define" else {""})
+        with pytest.raises(AssayError, match="has no split 'oracle'"):
+            load_prompts(both[1], "oracle", tokenizer, 60, 24)
+
+
+def test_a_file_says_itself_what_is_held_out(tmp_path: Path) -> None:
+    names = ["train", "distillation", "validation", "test", "held_out"]
+    path = write(tmp_path / "a.jsonl", [{"prompt": text, "split": names[i % 5]} for i, text in enumerate(texts(50))])
+    splits = [row["split"] for row in read_split(path, None, with_oracle=False).rows]
+    assert splits == ["distillation", "distillation", "held_out", "held_out", "held_out"] * 10
+    with pytest.raises(AssayError, match="has a column 'split', which a run with an oracle cannot use"):
+        read_split(path, None)
+    for name in (None, "dev", 3):
+        bad = write(tmp_path / "b.jsonl", [{"prompt": "a", "split": "train"}, {"prompt": "b", "split": name}])
+        with pytest.raises(AssayError, match=f"line 2 has the split {name!r}: it must be one of distillation, train,"):
+            read_split(bad, None, with_oracle=False)
+
+
+def test_a_group_that_a_file_puts_in_two_splits_is_refused_by_its_lines(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": text, "split": "train"} for text in texts(9)]
+    again = {"prompt": rows[3]["prompt"].upper(), "reference": "an answer"}
+    agreeing = write(tmp_path / "a.jsonl", [*rows, again | {"split": "distillation"}])
+    assert len(read_split(agreeing, None, with_oracle=False).rows) == 10
+    for other in (again, {"prompt": rows[3]["prompt"]}):  # of the same group, or a mere repeat
+        parted = write(tmp_path / "b.jsonl", [*rows, other | {"split": "test"}])
+        with pytest.raises(AssayError, match=r"line 10 is in held_out, but line 4 of its group in distillation"):
+            read_split(parted, None, with_oracle=False)
+    half = [{"prompt": f"{text} {i}", "group": "all", "split": "train"} for i, text in enumerate(texts(9))]
+    assert read_split(write(tmp_path / "c.jsonl", half), None, with_oracle=False).largest_group == 9
+
+
+def test_tasks_check_without_an_oracle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": said(text), "split": "test" if i % 5 == 0 else "train"} for i, text in enumerate(texts(100))]
+    main(["tasks", "check", str(write(tmp_path / "a.jsonl", rows)), "--without-oracle"])
+    printed = capsys.readouterr().out
+    assert "\ndistillation: 80 rows\nheld_out: 20 rows\n" in printed
+    assert "possible at most: --distillation.num-prompts 80 --probe.num-prompts 20 (" in printed
+    with pytest.raises(SystemExit):
+        main(["tasks", "check", "define"])
+    assert "assay tasks check is for your own text" in capsys.readouterr().err
 
 
 # --- a task among tasks

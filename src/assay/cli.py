@@ -6,6 +6,7 @@ leaves a run that the same command resumes, with exit code 130.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -21,6 +22,7 @@ from assay.config import Experiment, PolicyName, with_policy
 from assay.config_file import load
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
+from assay.recipes.own import Distill, Lab, filled
 
 
 def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
@@ -45,17 +47,7 @@ def run(
         overrides: Such as --seed 3 --distillation.num-prompts 600 --out FOLDER.
     """
     default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
-
-    @dataclasses.dataclass(frozen=True)
-    class Run:
-        experiment: Annotated[Experiment, arg(name="")] = default
-        out: Path | None = None
-        """Run folder; runs/RECIPE-seedN by default."""
-        policy: PolicyName | None = None
-        """Of all arms: what an alarm of the detector brings about; by default what each arm says."""
-
-    parsed = tyro.cli(Run, prog=f"assay run {recipe}", args=list(overrides))
-    _run(parsed.experiment, parsed.out, parsed.policy)
+    _run(*_with_flags(default, f"assay run {recipe}", overrides))
 
 
 def sweep(
@@ -199,6 +191,97 @@ def diagnose(
     diagnose_log(log, {name: column for name, column in named.items() if column}, columns, arm, as_json, figure)
 
 
+def doctor(
+    teacher: str,
+    student: str,
+    prompts: Path,
+    held_out: Path | None = None,
+    reference: str | None = None,
+    template: str | None = None,
+    chat_template: bool = False,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int = 128,
+    batch_size: int = 64,
+    passes: float = 1.0,
+    device: str = "cpu",
+    weights: Literal["auto", "always", "never"] = "auto",
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Say before a run whether this teacher, this student and these prompts fit together.
+
+    Exit code: 0 pass, 1 warnings, 3 refuse; 2 for what cannot be read. docs/doctor.md explains the checks.
+
+    Args:
+        teacher: An embedded base, a local checkpoint folder, or a hub id.
+        student: The same.
+        prompts: A .jsonl or .parquet file with a column "prompt", and with "split" if it says what is held out.
+        held_out: Another such file, with held-out prompts.
+        reference: Column with human answers; "reference" by default, if there is one.
+        template: How a row becomes a prompt: its columns in braces; "{prompt}" by default.
+        chat_template: Render prompts with the teacher's chat template, as one message of the user.
+        max_prompt_tokens: Longer prompts are dropped; by default none is.
+        max_response_tokens: Where responses are cut.
+        batch_size: Of the run, for the forecast of memory.
+        passes: Over the prompts, for the forecast of time.
+        device: Where the models are tried.
+        weights: "auto" loads them unless a check of the files refuses.
+        as_json: One JSON object on stdout and nothing else.
+    """
+    from assay.doctor.case import Request
+    from assay.doctor.examination import examine
+
+    request = Request(teacher, student, prompts, held_out, reference, template, chat_template, max_prompt_tokens,
+                      max_response_tokens, batch_size, passes, device)  # fmt: skip
+    found = examine(request, weights, lambda line: print(f"assay: {line}", file=sys.stderr))
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        from assay.doctor_table import print_examination
+
+        print_examination(found)
+    sys.exit(found.exit_code)
+
+
+def watch(
+    target: Positional[Path],
+    proxy: str | None = None,
+    train: str | None = None,
+    reference: str | None = None,
+    golden: str | None = None,
+    step: str | None = None,
+    columns: tuple[str, ...] = (),
+    arm: str | None = None,
+    interval: float = 2.0,
+    once: bool = False,
+    trackers: tuple[str, ...] = (),
+    logdir: Path = Path("runs/tensorboard"),
+) -> None:
+    """Look on while a run or any training log grows: curves, verdict so far, time left, last samples. It only reads.
+
+    Args:
+        target: A run folder of assay, any log that `assay diagnose` reads, or a folder with a trainer's checkpoints. It
+            is waited for where it is not there yet; Ctrl-C ends the watch and nothing else.
+        proxy: Column with the distance from the teacher (or a loss) on held-out prompts. Columns that are not named are
+            guessed, and the guess is said; "none" leaves one out.
+        train: The same, or the loss, on the prompts that are trained on.
+        reference: NLL of held-out references.
+        golden: Distance from the oracle, if there is one.
+        step: Optimiser step.
+        columns: Others, as name=column; the names are those of docs/detector.md.
+        arm: Only this arm of a run folder; of another log with several runs the first by default.
+        interval: Seconds between two looks.
+        once: Print one frame and stop.
+        trackers: Mirror the metrics to tensorboard, trackio or wandb meanwhile.
+        logdir: Where TensorBoard's files go.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        from assay import watch as watching
+
+        named = {"proxy": proxy, "train_proxy": train, "reference_nll": reference, "golden": golden, "step": step}
+        chosen = {name: column for name, column in named.items() if column}
+        watching.watch(target, chosen, columns, arm, interval, once, trackers, logdir)
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -239,24 +322,37 @@ def tasks(
     action: Positional[Literal["list", "check", "fetch"]] = "list",
     target: Positional[str | None] = None,
     template: str | None = None,
+    reference: str | None = None,
+    responses: str | None = None,
+    without_oracle: bool = False,
 ) -> None:
     """List the tasks, check a file of your own prompts for leaks between its splits, or fetch a task beforehand.
 
     Args:
         action: "check" reports on a file, "fetch" brings a task into the cache, for machines without network.
-        target: A .jsonl or .parquet file to check, or the name of a task to fetch.
+        target: A .jsonl or .parquet file or a "dataset:ID" to check, or the name of a task to fetch.
         template: How a row of the file becomes a prompt: its columns in braces; "{prompt}" by default.
+        reference: The column with the human answers; "reference" by default.
+        responses: The column with the responses of a teacher that gives text only.
+        without_oracle: Split the file as a run without an oracle does, with its own column "split" if it has one.
     """
+    from assay.data.hub import DATASET
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
 
     if action == "list":
-        print("\n".join([*describe_tasks(), "or the path of a .jsonl or .parquet file: assay tasks check FILE"]))
+        own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
+        print("\n".join([*describe_tasks(), own]))
         return
     if target is None:
         raise AssayError(f"assay tasks {action} needs " + ("a file" if action == "check" else "the name of a task"))
     if action == "check":
-        print("\n".join(leakage_report(Path(target), template).lines()))
+        task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
+        if not task.own:
+            raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
+        print(
+            "\n".join(leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle).lines())
+        )
     else:
         print(fetch_corpus(get_task(target)))
 
@@ -270,9 +366,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
+        elif given[:1] in (["distill"], ["lab"]):
+            _own(Distill if given[0] == "distill" else Lab, f"assay {given[0]}", given[1:])
         else:
             commands = {
-                f.__name__: f for f in (quickstart, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)
+                **{f.__name__: f for f in (quickstart, doctor)},
+                "distill": Distill,
+                "lab": Lab,
+                **{f.__name__: f for f in (watch, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)},
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
@@ -286,7 +387,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
-def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = None) -> None:
+def _own(command: type[Distill] | type[Lab], prog: str, given: Sequence[str]) -> None:
+    """``distill`` or ``lab``: the wish first, then any field of the config that it becomes."""
+    wish, flags = tyro.cli(command, prog=prog, args=list(given), return_unknown_args=True)
+    from assay.workspace import survey
+
+    draft, _, _ = _with_flags(wish.draft(), prog, flags)
+    found = survey(draft)
+    counts = ", ".join(f"{number:,} {split}" for split, number in found.num_prompts.items())
+    print(f"prompts that fit: {counts}", file=sys.stderr)
+    experiment, out, policy = _with_flags(filled(wish, draft, found), prog, flags)
+    folder = _run(experiment, out, policy)
+    for arm in experiment.arms:
+        print(f"the student to keep of {arm.name}: {(folder / 'arms' / arm.name / 'best').resolve()}")
+
+
+def _with_flags(
+    default: Experiment, prog: str, flags: Sequence[str]
+) -> tuple[Experiment, Path | None, PolicyName | None]:
+    """An experiment with any of its fields overridden, a run folder, and a policy."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Run:
+        experiment: Annotated[Experiment, arg(name="")] = default
+        out: Path | None = None
+        """Run folder; runs/RECIPE-seedN by default."""
+        policy: PolicyName | None = None
+        """Of all arms: what an alarm of the detector brings about; by default what each arm says."""
+
+    parsed = tyro.cli(Run, prog=prog, args=list(flags))
+    return parsed.experiment, parsed.out, parsed.policy
+
+
+def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = None) -> Path:
     from assay.experiment import run_experiment
     from assay.progress import live_progress, print_verdicts
 
@@ -297,6 +430,7 @@ def _run(experiment: Experiment, out: Path | None, policy: PolicyName | None = N
         page = run_experiment(experiment, folder, listener)
     print_verdicts(folder)
     print(page.resolve())
+    return folder
 
 
 def _card_line(card: dict[str, object]) -> str:

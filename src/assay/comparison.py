@@ -29,7 +29,7 @@ from assay.statistics import Estimate, Interval, holm, mean_estimate, mean_over_
 Metric = Literal["golden", "proxy"]
 
 _DIGEST_OF = {"oracle": "models.oracle", "teacher": "models.teacher", "student": "models.student"}
-_DIGEST_OF |= {"corpus": "task.name"}
+_DIGEST_OF |= {"corpus": "task.name", "chat_template": "task.chat_template"}
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class _Arm:
 
         Where references are the truth, they take the place of the oracle's responses.
         Texts are compared themselves, whatever corpus they came from. A text does not say where its prompt was cut,
-        so the limits count too.
+        nor how it was rendered, so the limits and the chat template count too.
         """
         digests, config = self.run.manifest["digests"], flat(self.run.manifest["config"])
         prompts, truth = set(self.final("golden")[0]), self.run.summary["truth"]
@@ -202,6 +202,8 @@ class _Arm:
             "teacher": self._answers("teacher", prompts),
         }
         limits = [config.get(f"task.{key}") for key in ("template", "max_prompt_tokens")]
+        if "chat_template" in digests:
+            limits.append(digests["chat_template"])
         drawn_with = [self.row.seed, config.get("task.max_response_tokens")]
         return {
             "prompts": [sorted(prompts), limits],

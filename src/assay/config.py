@@ -21,19 +21,42 @@ PolicyName = Literal["off", "warn", "stop", "auto"]
 class TaskConfig:
     """What is asked and answered. A response ends with the end-of-sequence token or at its token limit.
 
-    ``name`` is a task from ``assay tasks``, or the path of a .jsonl or .parquet file with a column ``prompt``.
+    ``name`` is a task from ``assay tasks``, the path of a .jsonl or .parquet file with a column ``prompt`` or
+    ``messages``, or "dataset:ID" for a data set of the hub or a local folder with such a column.
     ``template`` shows columns in braces, as in "{prompt} =": None keeps a named task's own, and "{prompt}" for a file.
+    ``reference`` names the column with the human answer (None: the task's own, "reference" in a file), ``responses``
+    one with the responses of a teacher that gives text only: a text or a list of texts. ``chat_template`` renders
+    prompts with the tokenizer's chat template, a text as the one message of a user.
     """
 
     name: str = "define"
     template: str | None = None
+    reference: str | None = None
+    responses: str | None = None
+    chat_template: bool = False
     max_prompt_tokens: int = 16
     max_response_tokens: int = 24
 
 
 @dataclass(frozen=True)
+class ServerConfig:
+    """How a teacher behind an OpenAI-compatible server is asked; its URL is ``models.teacher``.
+
+    ``model`` is the name that the server gives it (null: the only one served). ``top_k`` is the number of likeliest
+    tokens that it lists at each position. The server's key is no field: set the environment variable
+    ASSAY_SERVER_API_KEY.
+    """
+
+    model: str | None = None
+    top_k: int = 32
+    timeout_seconds: float = 60.0
+    max_retries: int = 5
+    concurrency: int = 8
+
+
+@dataclass(frozen=True)
 class ModelsConfig:
-    """The three roles: names of embedded bases, local checkpoint folders, or hub ids.
+    """The three roles: names of embedded bases, local checkpoint folders, or hub ids; the teacher may be served.
 
     One tokenizer serves all of them: the oracle's. ``oracle`` None is a run without one: there is no stage 1, teacher
     and student begin as they are, the tokenizer is the student's, and the truth is what held-out references say, if
@@ -42,7 +65,12 @@ class ModelsConfig:
     ``teacher_is_oracle`` makes the oracle itself the teacher (control). ``student_initialisation`` "random" draws the
     student's weights instead of loading them (control). ``num_teachers`` above 1: so many teachers from one base, each
     fine-tuned on a bootstrap resample of the oracle's responses of its own, are the teacher together: the mean of their
-    next-token laws.
+    next-token laws. A ``teacher`` that is a URL ("http://host:port/v1") is asked as ``server`` says.
+
+    ``vocabulary`` "same" wants models with as many output rows; "shared" cuts the law of every model to the ids up to
+    the tokenizer's largest, renormalised over them: rows that pad a vocabulary go, the weights on disk stay whole.
+    ``allow_pickle`` reads pickled weights where there are no safetensors; ``trust_remote_code`` runs the Python code
+    that a checkpoint brings along. Both are for checkpoints whose makers you trust.
     """
 
     oracle: str | None = "define-oracle"
@@ -52,6 +80,16 @@ class ModelsConfig:
     num_teachers: int = 1
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
+    vocabulary: Literal["same", "shared"] = "same"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    server: ServerConfig = ServerConfig()
+
+    @property
+    def teacher_url(self) -> str | None:
+        """The URL of the server that is the teacher, where one is."""
+        served = self.teacher is not None and "://" in self.teacher and not self.teacher_is_oracle
+        return self.teacher if served else None
 
     @property
     def names(self) -> dict[Writer, str]:
@@ -73,6 +111,11 @@ class TrainingConfig:
     ``anchor_weight`` λ adds λ · KL(q‖q at the start) per response token. ``averaging_decay`` d: what is evaluated and
     saved is the average a ← d · a + (1 − d) · weights, which begins at the first weights; None: the weights themselves.
     ``dropout`` 0 leaves the model's own. ``lora_rank``: low-rank updates of all linear layers instead of all weights.
+
+    ``hard_label_weight`` w: the loss is (1 − w) · divergence + w · (−log q(token of the response)) per response token.
+    ``gradient_checkpointing`` computes activations anew going backward: less memory, and up to a third more time.
+    ``packing`` (decoder-only models) puts several sequences in one row while the student trains, so that less of a
+    batch is padding. Neither of the two changes a loss beyond float rounding.
     """
 
     num_steps: int = 300
@@ -91,6 +134,9 @@ class TrainingConfig:
     averaging_decay: float | None = None
     dropout: float = 0.0
     lora_rank: int | None = None
+    hard_label_weight: float = 0.0
+    gradient_checkpointing: bool = False
+    packing: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = 200
 
@@ -190,6 +236,11 @@ class DistillationConfig:
     teacher writes when asked with ``paraphrase_template`` ("Say it in other words: {prompt}"). A new prompt is dropped
     when the teacher's log-likelihood of the original's response falls by more than ``augmentation_tolerance`` (nats
     per token) under it; docs/diversity.md says what else it must be.
+
+    ``teacher_top_k``: of the teacher's law at each token its so many most probable tokens are kept, and the mass of all
+    others as one bucket; the loss, the proxy and the train proxy are then lower bounds. None: exact. ``signal_store``:
+    a folder, relative to the current one, where what the teacher says about responses is kept for other students and
+    runs (docs/signals.md).
     """
 
     num_prompts: int = 256
@@ -201,6 +252,8 @@ class DistillationConfig:
     templates: tuple[str, ...] = ()
     paraphrase_template: str | None = None
     augmentation_tolerance: float = 0.1
+    teacher_top_k: int | None = None
+    signal_store: str | None = None
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 

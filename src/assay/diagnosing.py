@@ -39,10 +39,10 @@ def diagnose_log(
     figure: Path | None,
 ) -> Diagnosis:
     """Reads, diagnoses and prints; guesses go to stderr. Raises AssayError for a log that cannot be used."""
-    log = read_log(path, {**named, **_pairs(columns)}, arm)
+    log = read_log(path, {**named, **named_columns(columns)}, arm)
     for guess in log.guesses:
         print(f"assay: {guess}", file=sys.stderr)
-    found = diagnose(log.trajectory, _judged(log, named.get("golden")))
+    found = diagnosis_of(log, named.get("golden"))
     if figure is None and not as_json:
         figure = Path("diagnosis.svg")
     if figure is not None:
@@ -53,6 +53,11 @@ def diagnose_log(
         print_diagnosis(found)
         print(figure.resolve() if figure else "")
     return found
+
+
+def diagnosis_of(log: Log, golden: str | None = None) -> Diagnosis:
+    """The verdict on a log; that of summary.json for a finished arm, unless ``golden`` names another column."""
+    return diagnose(log.trajectory, _judged(log, golden))
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -77,14 +82,17 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _judged(log: Log, golden: str | None) -> Case | None:
-    """The verdict of a finished run of assay, from per-prompt values of golden; not if another column is to be it."""
+    """The verdict of a finished run of assay, from per-prompt values of its truth; not if another column is named."""
     if golden not in (None, "golden_nats"):
         return None
     if log.folder is not None and (log.folder / "verdict.json").exists():
         return _judged_in_a_host(log.folder / "verdict.json")
-    if log.folder is None or not (log.folder / "summary.json").exists() or log.trajectory.get("golden") is None:
+    if log.folder is None or not (log.folder / "summary.json").exists():
         return None
-    for entry in read_summary(log.folder / "summary.json")["arms"]:
+    summary = read_summary(log.folder / "summary.json")
+    if summary["truth"] is None or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
+        return None
+    for entry in summary["arms"]:
         if entry["source"] == log.arm:
             if entry["verdict"] not in _MEANING:
                 raise AssayError(f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged")
@@ -109,7 +117,8 @@ def _judged_in_a_host(path: Path) -> Case | None:
     return case
 
 
-def _pairs(columns: Sequence[str]) -> dict[str, str]:
+def named_columns(columns: Sequence[str]) -> dict[str, str]:
+    """What ``--columns name=column`` says. Raises AssayError for what cannot be read."""
     found: dict[str, str] = {}
     for text in columns:
         name, equals, column = text.partition("=")

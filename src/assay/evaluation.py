@@ -11,25 +11,23 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from assay.config import ProbeConfig
 from assay.data.given_prompts import Given, prompts_of
 from assay.errors import AssayError
-from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.frozen_set import FrozenSet, PerPrompt
 from assay.models.batching import MOST_LOG_PROBS, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
-from assay.models.cached import CachedLogProbs, by_length
-from assay.models.in_memory import GivenModel, frozen_models
-from assay.models.language_model import LanguageModel
+from assay.models.cached import CachedLogProbs
+from assay.models.in_memory import GivenModel, frozen_models, num_token_ids
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
 from assay.statistics import mean_estimate
-from assay.types import Batch, Prompt, Response, Writer
+from assay.types import Prompt, Response, Writer
 
 
 def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
@@ -46,7 +44,7 @@ def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
 
 
 def write_responses(
-    model: LanguageModel,
+    model: LanguageModel | ListingModel,
     writer: Writer,
     prompts: Sequence[Prompt],
     max_response_tokens: int,
@@ -78,35 +76,6 @@ def write_responses(
     return responses
 
 
-TOP = 8
-"""How many of the most probable tokens ``top_overlap`` compares."""
-
-
-@dataclass(frozen=True)
-class PerPrompt:
-    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over."""
-
-    metric: str
-    prompt_ids: list[str]
-    value_nats: np.ndarray
-    num_tokens: np.ndarray
-
-    def table(self, *, arm: str, seed: int, step: int) -> pa.Table:
-        """Rows of probe.parquet: one for each prompt."""
-        count = len(self.prompt_ids)
-        return pa.table(
-            {
-                "arm": pa.array([arm] * count),
-                "seed": pa.array([seed] * count, pa.int64()),
-                "step": pa.array([step] * count, pa.int64()),
-                "metric": pa.array([self.metric] * count),
-                "prompt_id": pa.array(self.prompt_ids),
-                "value_nats": pa.array(self.value_nats, pa.float64()),
-                "num_tokens": pa.array(self.num_tokens, pa.int32()),
-            }
-        )
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What one evaluation found: per-prompt values, their means (keys as in metrics.jsonl), sampled responses."""
@@ -116,69 +85,16 @@ class Evaluation:
     samples: list[Response]
 
 
-@dataclass
-class FrozenSet:
-    """Fixed sequences with what a frozen walker says about them, scored against any student."""
-
-    metric: str
-    prompts: Sequence[Prompt]
-    responses: Sequence[Response]
-    walker: LanguageModel | None
-    kept: list[Tensor] = field(default_factory=list)
-    batch_size: int = SCORING_BATCH_SIZE
-
-    def __post_init__(self) -> None:
-        self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
-        if self.walker is not None:
-            self._cache = CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch, self.batch_size)
-
-    @torch.no_grad()
-    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
-        """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
-
-        For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
-        the walker's ``TOP`` most probable tokens that are among the student's.
-        """
-        values = np.zeros(len(self.batch))
-        entropy = overlap = 0.0
-        for rows, part in by_length(self.batch, self.batch_size):
-            with student.evaluating():
-                log_q_NV = student.log_probs(part)
-            if self.walker is None:
-                token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
-                value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
-            else:
-                # a host may have moved its models since
-                log_p_NV = self._cache.expand([self.kept[row] for row in rows]).to(log_q_NV.device)
-                value_B = rao_blackwell(log_p_NV, log_q_NV, part.lengths)
-                if self.metric == "proxy":
-                    entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-                    overlap += top_overlap(log_p_NV, log_q_NV)
-            values[rows] = value_B.double().cpu().numpy()
-        ids = [prompt.id for prompt in self.prompts]
-        per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
-        if self.metric != "proxy":
-            return per_prompt, {}
-        num_tokens = self.batch.num_tokens
-        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": overlap / num_tokens}
-
-
-def top_overlap(log_p_NV: Tensor, log_q_NV: Tensor) -> float:
-    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among q's (all of them, if V is less)."""
-    top = min(TOP, log_p_NV.shape[1])
-    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p_NV, log_q_NV))
-    return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
-
-
 class Probe:
     """Golden, proxy, train proxy and the monitors of one run, on frozen held-out prompts.
 
     ``golden``, where there is an oracle, is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student)
     along teacher responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to
     distillation prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
-    ``reference_nll`` is −log student of the human references, ``kl_from_start``, where the start is kept,
-    KL(start‖student) along responses of the student as it was before distillation.
+    ``reference_nll`` is −log student of the human references, ``kl_from_start``, where the start is
+    kept, KL(start‖student) along responses of the student as it was before distillation. Where the teacher lists its
+    most probable tokens, proxy and train proxy are lower bounds, and ``captured_mass`` says how much of its law is
+    listed along the proxy's responses.
     """
 
     def __init__(
@@ -197,9 +113,9 @@ class Probe:
         self._max_response_tokens = max_response_tokens
         self._sampling_batch_size = sampling_batch_size
         proxy = next(s for s in sets if s.metric == "proxy")
-        assert proxy.walker is not None
-        self.teacher = proxy.walker
-        self._teacher_entropy = proxy.against(proxy.walker)[1]["entropy_nats_per_token"]
+        self.teacher = proxy.walker.model if isinstance(proxy.walker, CachedLogProbs) else proxy.walker
+        self.shared_vocab_size: int | None = None
+        self._of_the_teacher = proxy.of_the_walker()
         self.free_prompts = proxy.prompts[: config.num_monitored]
         self.has_oracle = any(s.metric == "golden" for s in sets)
         self.has_references = any(s.metric == "reference_nll" for s in sets)
@@ -220,6 +136,7 @@ class Probe:
         max_prompt_tokens: int = 1024,
         max_response_tokens: int = 128,
         chat_template: bool = False,
+        vocabulary: Literal["same", "shared"] = "same",
         batch_size: int | None = None,
         device: str = "cpu",
         seed: int = 0,
@@ -235,6 +152,8 @@ class Probe:
         Teacher and oracle write their responses here, once. ``batch_size`` sequences at a time are written and scored;
         None: up to 64, but of no more log-probabilities than ``MOST_LOG_PROBS``.
 
+        ``vocabulary`` "shared" cuts the law of every model, the student's too, to the ids that the tokenizer can give
+        (output rows that only pad are left out, the rest renormalised); "same" refuses models of unlike output rows.
         There is no ``kl_from_start``: it would take a copy of the student. Random number generators are left as found.
         Raises AssayError for prompts and models that do not fit together.
         """
@@ -248,7 +167,9 @@ class Probe:
         if train_prompts is not None:
             lists.append(("train_prompts", train_prompts, None, num_train_prompts))
         with contextlib.ExitStack() as stack:
-            models, framing = frozen_models({"teacher": teacher, "oracle": oracle}, tokenizer, device, stack)
+            shared = num_token_ids(tokenizer) if vocabulary == "shared" else None
+            given_models: dict[Writer, GivenModel | None] = {"teacher": teacher, "oracle": oracle}
+            models, framing = frozen_models(given_models, tokenizer, device, shared, stack)
             held_out, *trained = (
                 prompts_of(
                     what,
@@ -275,7 +196,7 @@ class Probe:
                     batch_size=batch_size,
                 )  # fmt: skip
 
-            return build_probe(
+            probe = build_probe(
                 models,
                 held_out,
                 {writer: answers(writer, held_out, "held_out") for writer in models},
@@ -285,6 +206,14 @@ class Probe:
                 seed=seed,
                 batch_size=batch_size,
             )
+        probe.shared_vocab_size = shared
+        return probe
+
+    @property
+    def eos_token_id(self) -> int:
+        """What ends the teacher's responses, and has to end the student's."""
+        assert self.teacher is not None
+        return self.teacher.eos_token_id
 
     @property
     def digest(self) -> str:
@@ -298,6 +227,7 @@ class Probe:
         """Raises AssayError when the student has another vocabulary than the teacher, or too short a context."""
         from assay.models.loading import check_same_vocabulary
 
+        assert isinstance(self.teacher, LanguageModel)
         check_same_vocabulary(student, self.teacher)
         for frozen in self.sets:
             student.check_lengths(max(map(len, frozen.batch.prompt_ids)), self._max_response_tokens)
@@ -319,7 +249,7 @@ class Probe:
             if frozen.metric == "proxy":
                 means["student_entropy_nats_per_token"] = company["entropy_nats_per_token"]
                 means["top_overlap"] = company["top_overlap"]
-                means["teacher_entropy_nats_per_token"] = self._teacher_entropy
+                means |= self._of_the_teacher
         samples = write_responses(
             student,
             "student",
@@ -363,7 +293,7 @@ def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
 
 
 def build_probe(
-    models: Mapping[Writer, LanguageModel],
+    models: Mapping[Writer, LanguageModel | ListingModel],
     held_out: Sequence[Prompt],
     responses: Mapping[Writer, Sequence[Response]],
     train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
@@ -371,19 +301,23 @@ def build_probe(
     *,
     max_response_tokens: int,
     seed: int,
+    teacher_cache: CachedLogProbs | None = None,
     batch_size: int | None = None,
 ) -> Probe:
     """The probe of one arm. ``models`` holds teacher, any oracle, and as "student" the student's frozen start, if kept.
 
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
-    the teacher responses that the train proxy walks on. Without an oracle there is no golden, and the references of
-    all held-out prompts are scored: −log student of them is golden, up to a constant, with references as the truth.
+    the teacher responses that the train proxy walks on; ``teacher_cache`` says how the teacher's word on both is kept
+    (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
+    scored: −log student of them is golden, up to a constant, with references as the truth. Without a teacher in
+    ``models`` proxy and train proxy are −log student of its responses: what they are up to a constant.
     ``batch_size`` sequences are scored and written at a time; None leaves it to models/batching.py.
     """
     monitored, scoring = config.num_monitored, batch_size or SCORING_BATCH_SIZE
-    sets = [FrozenSet("proxy", held_out, responses["teacher"], models["teacher"], batch_size=scoring)]
+    teacher = teacher_cache or models.get("teacher")  # None: its text is all that is known
+    sets = [FrozenSet("proxy", held_out, responses["teacher"], teacher, batch_size=scoring)]
     if train_pairs[0]:
-        sets.append(FrozenSet("train_proxy", *train_pairs, models["teacher"], batch_size=scoring))
+        sets.append(FrozenSet("train_proxy", *train_pairs, teacher, batch_size=scoring))
     if "student" in models:
         start = responses["student"][:monitored]
         sets.append(FrozenSet("kl_from_start", held_out[:monitored], start, models["student"], batch_size=scoring))
@@ -392,7 +326,7 @@ def build_probe(
     asked = held_out[:monitored] if "oracle" in models else held_out
     with_reference = [prompt for prompt in asked if prompt.reference_ids]
     if with_reference:
-        eos = models["teacher"].eos_token_id
+        eos = next(iter(models.values())).eos_token_id
         references = [
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]

@@ -20,6 +20,7 @@ from assay import provenance, runs, workers
 from assay.config import Experiment
 from assay.errors import AssayError
 from assay.report.html import write_report
+from assay.report.model_card import write_model_cards
 from assay.results import merge_arms, write_summary
 from assay.types import Progress
 from assay.validation import validate
@@ -44,7 +45,7 @@ class Part:
 def before_the_arms(experiment: Experiment) -> list[Part]:
     """Stage 1, part after part; without an oracle only everyone's answers to the held-out prompts."""
     if experiment.models.oracle is None:
-        roles = tuple(experiment.models.names)
+        roles = ("teacher", "student")
         return [Part("held_out", [("answer_held_out", role) for role in roles], roles)]
     return [
         Part("oracle_responses", [("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)]),
@@ -123,6 +124,7 @@ def write_results(experiment: Experiment, folder: Path, wall_seconds: float) -> 
     merge_arms(folder, finished)
     write_summary(folder, experiment, finished, wall_seconds)
     write_report([folder], folder)
+    write_model_cards(folder, finished)
 
 
 def finished_arms(experiment: Experiment, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from assay.config import ArmConfig, Experiment, TrainingConfig
-from assay.models.batching import DENSE_VOCABULARY_LIMIT, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
+from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes
 from assay.models.sizes import ModelSize
 from assay.types import Writer
 from assay.workload import (
@@ -18,6 +18,7 @@ from assay.workload import (
     is_sampled,
     num_evaluations,
     num_pairs,
+    num_stored_signals,
     rows_drawn,
     sft_steps,
     whole_role,
@@ -33,6 +34,8 @@ LAYER_ACTIVATIONS = 16
 
 # Bytes on disk, from run folders: a tokenizer per token, rows of the probe, a small table, a page with its figures.
 TOKENIZER_BYTES, PROBE_ROW_BYTES, TABLE_BYTES, REPORT_BYTES, LOSS_BYTES = 64, 24, 5_000, 1_000_000, 22
+SIGNAL_FILE_BYTES = 500
+"""Of a stored sequence beside its signal: names and places of its tensors, and its address."""
 
 
 def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
@@ -74,11 +77,7 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         "teacher": probe.num_prompts + probe.num_train_pairs + sum(scored),
         "student": probe.num_monitored,
     }
-    width: dict[Writer, int] = {
-        role: size.vocab_size if size.vocab_size <= DENSE_VOCABULARY_LIMIT else size.hidden_size
-        for role, size in sizes.items()
-    }
-    caches = sum(remembered[role] * num_tokens * width[role] for role in sizes) * FLOAT_BYTES
+    caches = sum(_signal_bytes(experiment, role, size, remembered[role]) for role, size in sizes.items())
     signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
     micro_batch = math.ceil(training.batch_size / training.num_micro_batches)
     writers = [sizes[source.writer] for source in arm.sources if is_sampled(source) and source.writer in sizes]
@@ -90,6 +89,20 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         _decoding(experiment, student, min(probe.num_monitored, SAMPLING_BATCH_SIZE)),
     )
     return weights + caches + largest_step
+
+
+def _signal_bytes(experiment: Experiment, role: Writer, size: ModelSize, num_sequences: int) -> int:
+    """What is kept of a role's word on so many sequences, several teachers being one."""
+    listed = experiment.distillation.teacher_top_k if role == "teacher" else None
+    num_tokens = num_sequences * experiment.task.max_response_tokens
+    return forecast_bytes(num_tokens, size.hidden_size, size.vocab_size, listed)
+
+
+def _store_bytes(experiment: Experiment, arm: ArmConfig, teacher: ModelSize) -> int:
+    """What an arm adds to a signal store that holds nothing yet, at most; ``teacher`` is the size of one."""
+    whole = whole_role(experiment, "teacher", teacher)
+    num_sequences = num_stored_signals(experiment, arm)
+    return _signal_bytes(experiment, "teacher", whole, num_sequences) + SIGNAL_FILE_BYTES * num_sequences
 
 
 def _num_stored(experiment: Experiment, arm: ArmConfig) -> list[int]:
@@ -142,7 +155,10 @@ def _layer(experiment: Experiment, size: ModelSize) -> int:
 
 
 def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
-    """Checkpoints of SFT and of every arm (newest, best, last), tables of the arms and of the run, the report."""
+    """Checkpoints of SFT and of every arm (newest, best, last), tables of the arms and of the run, the report.
+
+    With a signal store what every arm adds to it, as if it held nothing and no two arms shared anything.
+    """
     probe, task = experiment.probe, experiment.task
     response_row = 4 * task.max_prompt_tokens + 6 * task.max_response_tokens + 40
     state_row = 8 * task.max_response_tokens + 56
@@ -172,5 +188,7 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         )
         total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown
+        if experiment.distillation.signal_store is not None:
+            total += _store_bytes(experiment, arm, sizes["teacher"])
     num_values = probe.num_prompts + len(experiment.arms) * times * evaluated
     return total + 2 * (num_responses * response_row + num_values * PROBE_ROW_BYTES)

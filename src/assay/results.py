@@ -52,6 +52,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
 
     ``truth`` says what "golden" is in it: KL(oracle‖student) for "oracle"; −log student of the held-out references,
     which is golden up to a constant, for "references"; nothing for None, where the detector gives the verdict.
+    ``proxy_is`` says the same of "proxy": see ``proxy_is``.
     """
     probe = runs.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
@@ -65,6 +66,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
         "task": experiment.task.name,
         "wall_seconds": wall_seconds,
         "truth": truth,
+        "proxy_is": proxy_is(experiment),
         "references": {
             "d_oracle_teacher": float(distance.mean()) if truth == "oracle" else None,
             "golden_at_start": float(start["golden"].mean()) if truth is not None else None,
@@ -76,10 +78,23 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
         ],
         "comparisons": [
             compare_with_online(probe, arm, online, truth, kept)
-            for arm, online in (_offline_and_online(experiment, arms) if truth is not None else ())
+            for arm, online in _offline_and_online(experiment, arms)
+            if truth is not None
         ],
     }
     runs.write_json(folder / "summary.json", summary)
+
+
+def proxy_is(experiment: Experiment) -> Literal["exact", "lower_bound", "up_to_a_constant"]:
+    """What a run's proxy and train proxy are.
+
+    KL(teacher‖student); a lower bound of it where the teacher lists its most probable tokens; −log student of the
+    teacher's responses, which is the KL up to a constant, where its text is all there is.
+    """
+    if "teacher" not in experiment.models.names:
+        return "up_to_a_constant"
+    listed = experiment.models.teacher_url is not None or experiment.distillation.teacher_top_k is not None
+    return "lower_bound" if listed else "exact"
 
 
 def truth_of(experiment: Experiment, probe: pa.Table) -> Truth | None:
@@ -174,7 +189,7 @@ def compare_with_online(
     probe: pa.Table,
     arm: str,
     online: str,
-    truth: Truth = "oracle",
+    truth: Truth,
     kept: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """What an offline arm lost over an online arm on the same prompts at the same steps.

@@ -21,13 +21,14 @@ from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from assay import runs
+from assay.buckets import lists_all, on_same_buckets
 from assay.config import TrainingConfig
-from assay.divergences import DIVERGENCES, divergence, reverse_kl
+from assay.divergences import DIVERGENCES, divergence, hard_labels, reverse_kl
 from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.types import Action, Batch, Dense
+from assay.types import Action, Batch, Sample, TopK
 
 
 class Source(Protocol):
@@ -58,11 +59,17 @@ def distillation_loss(
     The sum, not the mean: divide by the number of response tokens of the whole optimiser step, so that
     accumulation and padding cannot change the loss. ``softmax_temperature`` τ divides both log-probabilities
     before normalising [Hinton et al. 2015], without the factor τ². The second term, with λ = ``anchor_weight`` and
-    always at temperature 1, is there when ``start``, the model s, is given.
-    Raises AssayError when the divergence needs a distribution and the batch has none.
+    always at temperature 1, is there when ``start``, the model s, is given. With w = ``hard_label_weight`` the
+    teacher's term is (1 − w) D(p, q) + w (−log q(token)), the labels at temperature 1 too.
+    Of a teacher that lists its most probable tokens D is a lower bound: that of the two laws on the listed tokens and
+    all others as one bucket. Raises AssayError when the divergence needs a distribution and the batch has none, or a
+    temperature the whole law where a part is listed.
     """
     log_q_NV = student.log_probs(batch)
     total = _from_teacher(log_q_NV, batch, config)
+    if config.hard_label_weight > 0:
+        labels = hard_labels(log_q_NV, _token_ids(batch, log_q_NV)).sum()
+        total = (1 - config.hard_label_weight) * total + config.hard_label_weight * labels
     if start is None:
         return total
     with torch.no_grad(), start.evaluating():
@@ -73,18 +80,27 @@ def distillation_loss(
 def _from_teacher(log_q_NV: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
     loss = divergence(config.divergence, **config.divergence_parameters)
     if DIVERGENCES[config.divergence].needs == "tokens":
-        token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
-        return loss(log_q_NV, token_ids_N).sum()
-    if not isinstance(batch.signal, Dense):
+        return loss(log_q_NV, _token_ids(batch, log_q_NV)).sum()
+    signal = batch.signal
+    if isinstance(signal, Sample):
         raise AssayError(
             f"divergence {config.divergence!r} needs the teacher's distribution at {batch.num_tokens} tokens, "
             "but the batch has text only: use hard_labels"
         )
-    log_p_NV = batch.signal.log_p_NV
+    log_p, log_q = on_same_buckets(signal, log_q_NV)
     if config.softmax_temperature != 1.0:
-        log_p_NV = (log_p_NV / config.softmax_temperature).log_softmax(dim=-1)
-        log_q_NV = (log_q_NV / config.softmax_temperature).log_softmax(dim=-1)
-    return loss(log_p_NV, log_q_NV).sum()
+        if isinstance(signal, TopK) and not lists_all(signal, log_q_NV.shape[-1]):
+            raise AssayError(
+                f"softmax_temperature {config.softmax_temperature:g} needs the teacher's whole law, but it lists "
+                f"{signal.token_ids_NK.shape[1]} of {log_q_NV.shape[-1]} tokens: set it to 1"
+            )
+        log_p = (log_p / config.softmax_temperature).log_softmax(dim=-1)
+        log_q = (log_q / config.softmax_temperature).log_softmax(dim=-1)
+    return loss(log_p, log_q).sum()
+
+
+def _token_ids(batch: Batch, log_q_NV: Tensor) -> Tensor:
+    return torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:
@@ -278,9 +294,11 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 
 
 def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Writes a folder that from_pretrained reads: config.json, model.safetensors, and the tokenizer if given."""
+    """Writes a folder that from_pretrained reads: configs, model.safetensors, and the tokenizer if given."""
     path.mkdir(parents=True, exist_ok=True)
     model.module.config.save_pretrained(path)
+    if model.module.generation_config is not None:  # which tokens end a response, among other things
+        model.module.generation_config.to_json_file(path / "generation_config.json")
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}
     (path / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     if tokenizer is not None:

@@ -40,13 +40,17 @@ class Framing:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of a task, with its human reference if there is one (``reference_ids`` are cut to the limit)."""
+    """One prompt of a task, with its human reference if there is one (``reference_ids`` are cut to the limit).
+
+    ``response_ids`` are the responses that a teacher which gives text only has written, each cut to the limit.
+    """
 
     id: str
     text: str
     token_ids: tuple[int, ...]
     reference: str | None = None
     reference_ids: tuple[int, ...] = ()
+    response_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import string
+from urllib.parse import urlsplit
 
 from assay.config import ArmConfig, DistillationConfig, Experiment, SourceConfig, TrainingConfig
 from assay.errors import AssayError
@@ -24,6 +25,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}num_micro_batches",
         f"{_TRAINING}checkpoint_every",
         "models.num_teachers",
+        "models.server.top_k",
+        "models.server.concurrency",
     ),
     (0, math.inf): (
         "stage_one.teacher_epochs",
@@ -35,8 +38,10 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}weight_decay",
         f"{_TRAINING}anchor_weight",
         "probe.num_shown",
+        "models.server.max_retries",
     ),
     (1e-12, math.inf): (
+        "models.server.timeout_seconds",
         "stage_one.learning_rate",
         f"{_TRAINING}learning_rate",
         f"{_TRAINING}softmax_temperature",
@@ -72,7 +77,10 @@ def validate(experiment: Experiment) -> None:
         raise AssayError("the probe needs num_shown <= num_monitored <= num_prompts: each is a part of the next")
     if experiment.task.template is not None:
         template_columns(experiment.task.template)
+    if experiment.task.responses is not None and experiment.task.responses == experiment.task.reference:
+        raise AssayError("task.reference and task.responses name one column: the truth must not be the teacher's word")
     _check_diversity(experiment.distillation)
+    _check_signals(experiment.distillation)
     _check_name("recipe", experiment.recipe)
     _check_arms(experiment.arms)
     _check_cures(training)
@@ -125,6 +133,21 @@ def _check_diversity(config: DistillationConfig) -> None:
             raise AssayError("distillation.paraphrase_template may show {prompt} alone, which is the whole prompt")
 
 
+def _check_signals(config: DistillationConfig) -> None:
+    if config.teacher_top_k is not None and config.teacher_top_k < 1:
+        raise AssayError(
+            f"config field 'distillation.teacher_top_k' is {config.teacher_top_k}: it must be at least 1, or null for "
+            "the whole law"
+        )
+    if config.teacher_top_k is not None and config.training.divergence == "hard_labels":
+        raise AssayError(
+            "hard_labels learns from the teacher's text, not from its law: leave distillation.teacher_top_k out, or "
+            "choose another divergence"
+        )
+    if config.signal_store is not None and not config.signal_store.strip():
+        raise AssayError("distillation.signal_store is empty: name a folder, or leave it out")
+
+
 def template_columns(template: str) -> list[str]:
     """The columns that a template shows, in its order.
 
@@ -174,16 +197,56 @@ def _check_cures(training: TrainingConfig) -> None:
         raise AssayError(f"config field '{_TRAINING}averaging_decay' is {decay}: it must be at least 0 and below 1")
     if not 0 <= training.dropout < 1:
         raise AssayError(f"config field '{_TRAINING}dropout' is {training.dropout}: it must be at least 0 and below 1")
+    weight = training.hard_label_weight
+    if not 0 <= weight <= 1:
+        raise AssayError(f"config field '{_TRAINING}hard_label_weight' is {weight}: it must be between 0 and 1")
+    if weight > 0 and training.divergence == "hard_labels":
+        raise AssayError(
+            f"config field '{_TRAINING}hard_label_weight' is {weight:g}, but divergence 'hard_labels' has no other "
+            "part: set it to 0"
+        )
     if rank is not None and rank < 1:
         raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")
 
 
 def _check_teachers(experiment: Experiment) -> None:
-    number = experiment.models.num_teachers
+    number, url = experiment.models.num_teachers, experiment.models.teacher_url
     if number > 1 and experiment.models.teacher_is_oracle:
         raise AssayError(f"models.num_teachers is {number}, but the oracle is the teacher: set it to 1")
     if number > 1 and experiment.stage_one.teacher_epochs == 0:
         raise AssayError(f"{number} teachers without SFT are all the same: raise stage_one.teacher_epochs")
+    if url is None:
+        return
+    check_server_url(url)
+    if number > 1:
+        raise AssayError(f"models.num_teachers is {number}, but a server is one teacher: set it to 1")
+    if experiment.models.oracle is not None:
+        raise AssayError(
+            "a served teacher cannot be fine-tuned on an oracle's responses: set models.oracle to null, or name a "
+            "local teacher"
+        )
+    distillation = experiment.distillation
+    if distillation.selection != "random" or distillation.augmentation != "none":
+        raise AssayError(
+            "a served teacher lists its likeliest tokens alone: set distillation.selection to random and "
+            "distillation.augmentation to none"
+        )
+
+
+def check_server_url(url: str) -> None:
+    """Raises AssayError unless ``url`` names a server and nothing else: what is in it is written into manifests."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        parts, usable = urlsplit(""), False
+    if not usable or not url.isprintable() or " " in url:
+        raise AssayError("the teacher's server is no URL of the form http://host:port/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise AssayError(
+            "the URL of the teacher's server holds more than http://host:port/v1: leave out user names, passwords and "
+            "what follows '?' or '#'; a key belongs into the environment variable ASSAY_SERVER_API_KEY"
+        )
 
 
 def _check_roles(experiment: Experiment) -> None:

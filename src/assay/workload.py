@@ -65,7 +65,8 @@ class Work:
         for role, size in sizes.items():
             whole = whole_role(experiment, role, size)
             body, head = (_per_sequence(task, whole), task.max_response_tokens * whole.num_head_parameters)
-            dense = size.vocab_size <= DENSE_VOCABULARY_LIMIT
+            listed = role == "teacher" and experiment.distillation.teacher_top_k is not None
+            dense = listed or size.vocab_size <= DENSE_VOCABULARY_LIMIT
             total += 2 * ((self.written[role] + self.scored[role]) * (body + head) + self.kept[role] * body)
             total += 2 * head * (self.kept[role] if dense else self.expanded[role])
             one = _per_sequence(task, size) + task.max_response_tokens * size.num_head_parameters
@@ -185,6 +186,13 @@ def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
     return counts
 
 
+def num_stored_signals(experiment: Experiment, arm: ArmConfig) -> int:
+    """Sequences of an arm whose signals go into a store: what the probe walks on, and all but a student's responses."""
+    taken = zip(arm.sources, responses_taken(experiment, arm), strict=True)
+    trained = sum(n for source, n in taken if has_signal(experiment, source) and source.writer != "student")
+    return experiment.probe.num_prompts + num_train_pairs(experiment, arm) + trained
+
+
 def is_sampled(source: SourceConfig) -> bool:
     """Whether a model writes the source's responses during the arm."""
     return source.writer != "dataset" and not source.is_replay
@@ -222,12 +230,11 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     train_pairs = num_train_pairs(experiment, arm)
     if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
-    walked = {"teacher": held_out + train_pairs, "student": monitored}
+    walked: dict[Writer, int] = {"teacher": held_out + train_pairs, "student": monitored}
     if experiment.models.oracle is not None:
         walked["oracle"] = held_out
     work.kept.update(walked)
-    work.scored["teacher"] += held_out  # its entropy
-    work.expanded["teacher"] += held_out
+    work.expanded["teacher"] += held_out  # for its entropy
     times = num_evaluations(experiment)
     references = monitored if experiment.models.oracle is not None else held_out
     work.scored["student"] += times * (sum(walked.values()) + references)

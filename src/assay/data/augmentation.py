@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay.config import DistillationConfig, TaskConfig
+from assay.data.encoding import Encoder
 from assay.data.splitting import near_duplicates
-from assay.data.tasks import encode, get_task, under_template
+from assay.data.tasks import Task, configured_task, refuse_conversations, under_template
 from assay.errors import AssayError
 from assay.models.batching import SAMPLING_BATCH_SIZE
 from assay.models.cached import by_length
@@ -32,6 +33,17 @@ class Text:
     task: TaskConfig
     tokenizer: PreTrainedTokenizerBase
     framing: Framing
+    with_oracle: bool = True
+
+    @property
+    def corpus(self) -> Task:
+        """The task that the run's prompts are of."""
+        return configured_task(self.task, self.with_oracle)
+
+    @property
+    def encoder(self) -> Encoder:
+        """How a text becomes the tokens of a prompt."""
+        return Encoder(self.tokenizer, self.framing, self.task.chat_template)
 
 
 @dataclass(frozen=True)
@@ -94,18 +106,18 @@ def augment(
 def paraphrase_instructions(config: DistillationConfig, prompts: Sequence[Prompt], text: Text) -> list[tuple[int, ...]]:
     """What the teacher is asked for a paraphrase of each prompt, as tokens."""
     assert config.paraphrase_template is not None
-    asked = [config.paraphrase_template.format(prompt=prompt.text) for prompt in prompts]
-    return [(*text.framing.before, *encode(text.tokenizer, each), *text.framing.after) for each in asked]
+    refuse_conversations(text.corpus, "a paraphrase is of one text: set distillation.augmentation to 'none'")
+    encoder = text.encoder
+    return [encoder.prompt(config.paraphrase_template.format(prompt=prompt.text)) for prompt in prompts]
 
 
 def retold(config: DistillationConfig, prompts: Sequence[Prompt], text: Text) -> list[list[Prompt | None]]:
     """The prompts under each of ``config.templates``, with ids that end in the template's number."""
-    task = get_task(text.task.name, text.task.template)
     limits = text.task.max_prompt_tokens, text.task.max_response_tokens
     return [
         [
             None if new is None else dataclasses.replace(new, id=f"{new.id}-template{number}")
-            for new in under_template(task, prompts, template, text.tokenizer, *limits, text.framing)
+            for new in under_template(text.corpus, prompts, template, text.tokenizer, *limits, text.framing)
         ]
         for number, template in enumerate(config.templates)
     ]
@@ -134,7 +146,7 @@ def _paraphrases(
 ) -> list[Prompt | None]:
     """What the teacher writes when asked; None where it is empty or, framed, longer than a prompt may be."""
     asked = paraphrase_instructions(config, originals, text)
-    limit = text.task.max_prompt_tokens
+    limit, encoder = text.task.max_prompt_tokens, text.encoder
     found: list[Prompt | None] = []
     for start in range(0, len(asked), SAMPLING_BATCH_SIZE):
         part = originals[start : start + SAMPLING_BATCH_SIZE]
@@ -142,7 +154,7 @@ def _paraphrases(
         written = teacher.sample(asked[start : start + SAMPLING_BATCH_SIZE], seeds, limit, 1.0)
         for prompt, token_ids in zip(part, written, strict=True):
             words = str(text.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
-            framed = (*text.framing.before, *encode(text.tokenizer, words), *text.framing.after)
+            framed = encoder.prompt(words)
             fits = words and len(framed) <= limit
             new = dataclasses.replace(prompt, id=f"{prompt.id}-paraphrase", text=words, token_ids=framed)
             found.append(new if fits else None)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError
-
-from assay.data.tasks import encode
+from assay.data.chat import ROLES, Message, Role
+from assay.data.encoding import Encoder
 from assay.errors import AssayError
 from assay.types import Framing, Prompt
 
@@ -33,8 +32,8 @@ def prompts_of(
     """The first ``num_prompts`` as tokens; messages, and with ``chat_template`` texts too, by the chat template.
 
     A reference follows its prompt directly: nothing is put between the two. It ends with the end-of-sequence token and
-    is cut at ``max_response_tokens``. Text is text: what looks like a special token in it is spelt out, but in
-    messages, which the template renders. ``what`` names the list where it is refused.
+    is cut at ``max_response_tokens``. Text is text: what looks like a special token in it is spelt out. ``what`` names
+    the list where it is refused.
 
     Raises AssayError for an empty list, an empty or too long prompt, references of another number than prompts, and
     messages that cannot be rendered.
@@ -45,16 +44,17 @@ def prompts_of(
         raise AssayError(
             f"{len(given)} {what} have {len(references)} references: give one for each, None where there is none"
         )
+    encoder, chat = Encoder(tokenizer, framing), None
     prompts: list[Prompt] = []
     for number, one in enumerate(given[:num_prompts]):
         where = f"{what}[{number}]"
-        text = one if isinstance(one, str) and not chat_template else _rendered(one, tokenizer, where)
-        if not isinstance(one, str) or chat_template:
-            token_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
-        else:
-            token_ids = (*framing.before, *encode(tokenizer, text), *framing.after)
-        if not text.strip():
+        if isinstance(one, str) and not one.strip():
             raise AssayError(f"{where} is empty")
+        if isinstance(one, str) and not chat_template:
+            text, token_ids = one, encoder.prompt(one)
+        else:
+            chat = chat or _chat_encoder(tokenizer, framing, where)
+            text, token_ids = _rendered(one, chat, where)
         if len(token_ids) > max_prompt_tokens:
             raise AssayError(
                 f"{where} has {len(token_ids)} tokens, more than max_prompt_tokens ({max_prompt_tokens}): raise it, or "
@@ -69,27 +69,36 @@ def prompts_of(
                 text=text,
                 token_ids=token_ids,
                 reference=reference,
-                reference_ids=_reference_ids(reference, tokenizer, framing)[:max_response_tokens],
+                reference_ids=_reference_ids(reference, encoder)[:max_response_tokens],
             )
         )
     return prompts
 
 
-def _reference_ids(reference: str | None, tokenizer: PreTrainedTokenizerBase, framing: Framing) -> tuple[int, ...]:
+def _reference_ids(reference: str | None, encoder: Encoder) -> tuple[int, ...]:
     if reference is None:
         return ()
-    eos: Any = tokenizer.eos_token_id
-    return (*framing.before_reference, *encode(tokenizer, reference), eos)
+    eos: Any = encoder.tokenizer.eos_token_id
+    return (*encoder.framing.before_reference, *encoder.spell(reference), eos)
 
 
-def _rendered(given: Given, tokenizer: PreTrainedTokenizerBase, where: str) -> str:
+def _chat_encoder(tokenizer: PreTrainedTokenizerBase, framing: Framing, where: str) -> Encoder:
     if tokenizer.chat_template is None:
         raise AssayError(
             f"{where} is to be rendered by a chat template, but the tokenizer has none: give texts instead of messages"
         )
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else [dict(each) for each in given]
+    return Encoder(tokenizer, framing, chat_template=True)
+
+
+def _rendered(given: Given, encoder: Encoder, where: str) -> tuple[str, tuple[int, ...]]:
+    assert encoder.chat is not None
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    for message in messages:
+        if message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise AssayError(f"a message of {where} needs a role ({', '.join(ROLES)}) and its content as text")
+    conversation = tuple(Message(cast(Role, message["role"]), message["content"]) for message in messages)
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except (TemplateError, TypeError, ValueError, LookupError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AssayError(f"the chat template cannot render {where}: {cause}") from error
+        text = "".join(part.text for part in encoder.chat.render(conversation))
+        return text, encoder.prompt(conversation)
+    except AssayError as error:
+        raise AssayError(f"{where} cannot be used: {error}") from error

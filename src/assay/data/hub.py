@@ -1,23 +1,32 @@
 """Data sets of the Hugging Face hub as tasks, through the ``datasets`` package (an extra); remote code is never run.
 
-Rows are streamed, so a run needs a part of a large data set only. The data set's own splits are kept: its train
-split becomes ``oracle`` and ``distillation``, its validation and test splits ``held_out``.
+Rows are streamed, so a run needs a part of a large data set only. Of a named task the data set's own splits are kept:
+its train split becomes ``oracle`` and ``distillation``, its validation and test splits ``held_out``. Of any other
+data set one split is read as a user's file is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import islice
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from assay.config import digest_of
 from assay.data.splitting import Split, assign_splits, loose_key, row_keys
+from assay.data.user_rows import check_columns
 from assay.errors import AssayError
 
+DATASET = "dataset:"
+"""What the name of a task begins with that is a data set of the user's choice."""
+MAX_ROWS = 250_000
+"""Rows of such a data set that are read at most."""
 MAX_SHARDS = 200
 """Files of one split that rows are taken from: a data set of many files is not downloaded whole."""
 
@@ -112,29 +121,13 @@ def fetch_hub(dataset: HubDataset, name: str) -> tuple[list[dict[str, str]], dic
 
     Raises AssayError without the ``datasets`` package, without network, or when the data set has another form.
     """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise AssayError(
-            f"task {name!r} needs the package 'datasets', which is not installed: pip install 'assay[datasets]'"
-        ) from error
-
-    def examples(split: str, num_rows: int) -> Iterator[Mapping[str, Any]]:
-        return _evenly(
-            datasets.load_dataset(dataset.id, dataset.config, split=split, streaming=True, revision=dataset.revision),
-            num_rows,
-        )
-
-    try:
-        train = list(examples("train", dataset.num_train))
-        held_out = [row for split in ("validation", "test") for row in examples(split, ceil(dataset.num_held_out / 2))]
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AssayError(
-            f"task {name!r} could not be read from the hub's data set {dataset.id!r} ({cause}): it needs network once; "
-            "where there is none, give the path of a .jsonl file instead"
-        ) from error
+    with _readable(name, dataset.id):
+        train = list(_streamed(dataset.id, dataset.config, "train", dataset.revision, dataset.num_train))
+        held_out = [
+            row
+            for split in ("validation", "test")
+            for row in _streamed(dataset.id, dataset.config, split, dataset.revision, ceil(dataset.num_held_out / 2))
+        ]
     rows = split_rows(dataset, train, held_out)
     facts = {
         "dataset": dataset.id,
@@ -143,6 +136,81 @@ def fetch_hub(dataset: HubDataset, name: str) -> tuple[list[dict[str, str]], dic
         "datasets": metadata.version("datasets"),
     }
     return rows, facts | {"num_read": len(train) + len(held_out)}
+
+
+@dataclass(frozen=True)
+class UserDataset:
+    """A data set of the user's choice: a hub id or a local folder, and the one split of it that is read."""
+
+    id: str
+    config: str | None
+    split: str
+
+    @property
+    def file(self) -> str:
+        """The name of its file in the cache; that of a local folder changes with what is in the folder."""
+        folder = Path(self.id)
+        inside = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+        state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in inside]
+        readable = "".join(letter if letter.isalnum() else "-" for letter in folder.name)
+        return f"dataset-{readable}-{digest_of([self.id, self.config, self.split, state])}.parquet"
+
+
+def parse_dataset(name: str) -> UserDataset:
+    """``dataset:ID``, ``dataset:ID:SPLIT`` or ``dataset:ID:CONFIG:SPLIT``; the split is "train" unless said."""
+    parts = name.removeprefix(DATASET).split(":")
+    if len(parts) > 3 or not all(parts):
+        raise AssayError(
+            f"task {name!r} names no data set: write {DATASET}ID, {DATASET}ID:SPLIT or {DATASET}ID:CONFIG:SPLIT, as in "
+            f"{DATASET}HuggingFaceTB/smoltalk:all:train"
+        )
+    split = parts[-1] if len(parts) > 1 else "train"
+    return UserDataset(parts[0], parts[1] if len(parts) == 3 else None, split)
+
+
+def fetch_dataset(dataset: UserDataset, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows of a data set as they are, at most MAX_ROWS, and what they came from.
+
+    Raises AssayError without the ``datasets`` package, without network, and when no column holds prompts.
+    """
+    with _readable(name, dataset.id):
+        rows = [dict(row) for row in _streamed(dataset.id, dataset.config, dataset.split, None, MAX_ROWS)]
+    check_columns(f"the data set of task {name!r}", list(rows[0]) if rows else [])
+    facts = {"dataset": dataset.id, "config": dataset.config, "split": dataset.split}
+    return rows, facts | {"datasets": metadata.version("datasets"), "num_read": len(rows)}
+
+
+@contextmanager
+def _readable(name: str, dataset_id: str) -> Iterator[None]:
+    """Turns what ``datasets`` raises for a data set that it cannot read, or its absence, into one sentence."""
+    try:
+        from datasets.exceptions import DatasetsError  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise AssayError(
+            f"task {name!r} needs the package 'datasets', which is not installed: pip install 'assay[datasets]'"
+        ) from error
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        source, advice = (
+            "the hub's data set",
+            "it needs network once; where there is none, give the path of a .jsonl file",
+        )
+        if Path(dataset_id).exists():
+            source, advice = "the folder", "give a folder of .jsonl or .parquet files"
+        raise AssayError(
+            f"task {name!r} could not be read from {source} {dataset_id!r} ({cause}): {advice} instead"
+        ) from error
+
+
+def _streamed(
+    dataset_id: str, config: str | None, split: str, revision: str | None, num_rows: int
+) -> Iterator[Mapping[str, Any]]:
+    import datasets  # pyright: ignore[reportMissingImports]
+
+    stream = datasets.load_dataset(dataset_id, config, split=split, streaming=True, revision=revision)
+    return _evenly(stream, num_rows)
 
 
 def split_rows(

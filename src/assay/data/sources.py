@@ -14,17 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.buckets import concatenated
 from assay.config import SourceConfig
 from assay.errors import AssayError
-from assay.models.cached import CachedLogProbs
-from assay.models.language_model import LanguageModel
+from assay.models.cached import CachedLogProbs, Kept
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
-from assay.types import Action, Batch, Dense, Prompt, Response, Sample, Writer
+from assay.types import Action, Batch, Dense, Prompt, Response, TopK, Writer
 
 
 @dataclass
 class Counters:
-    """What the sources of an arm have spent so far. ``teacher_tokens`` counts what the teacher wrote or scored."""
+    """What the sources of an arm have spent so far. ``teacher_tokens`` counts what the teacher wrote or scored.
+
+    A signal that a store holds counts as well: what a run needs of its teacher does not depend on earlier runs.
+    """
 
     num_responses: int = 0
     generated_tokens: int = 0
@@ -54,7 +58,7 @@ class _Stored:
     num_uses: int = 0  # of this response
     expired: bool = False  # to be written anew when it is next drawn, whatever the refresh
     scored: bool = False  # by the teacher, hence counted; ``kept`` itself is not in a checkpoint
-    kept: Tensor | None = None
+    kept: Kept | None = None
 
 
 class ResponseSource:
@@ -62,7 +66,8 @@ class ResponseSource:
 
     A pair is a prompt and a completion index; an epoch is one pass over all pairs. ``signal`` False leaves
     the teacher's log-probabilities out (hard labels); a source that learns text has the one-hot law of its tokens
-    in their place. ``index`` is the place in a mixture: sources of different
+    in their place. ``cache`` says how the teacher's word is kept, and may be shared (None: exact, in memory).
+    ``index`` is the place in a mixture: sources of different
     places draw different orders and different responses, equal places the same (arms share their first pass).
     """
 
@@ -70,13 +75,14 @@ class ResponseSource:
         self,
         config: SourceConfig,
         prompts: Sequence[Prompt],
-        models: Mapping[Writer, LanguageModel],
+        models: Mapping[Writer, LanguageModel | ListingModel],
         *,
         max_response_tokens: int,
         completions_per_prompt: int = 1,
         sampling_temperature: float = 1.0,
         seed: int = 0,
         signal: bool = True,
+        cache: CachedLogProbs | None = None,
         index: int = 0,
         counters: Counters | None = None,
     ) -> None:
@@ -89,8 +95,7 @@ class ResponseSource:
         self.completions_per_prompt = completions_per_prompt
         self.counters = counters or Counters()
         self._models = models
-        self._has_signal = signal
-        self._cache = CachedLogProbs(models["teacher"]) if signal and config.learn == "teacher" else None
+        self._cache = (cache or CachedLogProbs(models["teacher"])) if signal else None
         self._eos_token_id = next(iter(models.values())).eos_token_id
         self._max_response_tokens = max_response_tokens
         self._sampling_temperature = sampling_temperature
@@ -261,10 +266,11 @@ class ResponseSource:
             [self._prompt_of(pair).token_ids for pair in pairs],
             [self._stored[pair].response.token_ids for pair in pairs],
         )
-        if not self._has_signal:
-            return batch
         if self._cache is None:
-            return Batch(batch.prompt_ids, batch.response_ids, one_hot(batch, self._models["teacher"]))
+            return batch
+        if self.config.learn == "text":
+            law = one_listed if self._cache.kind == "top_k" else one_hot
+            return Batch(batch.prompt_ids, batch.response_ids, law(batch, self._models["teacher"]))
         started = time.perf_counter()
         unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
         if unscored:
@@ -276,20 +282,31 @@ class ResponseSource:
                 stored = self._stored[pair]
                 self.counters.teacher_tokens += 0 if stored.scored else len(stored.response.token_ids)
                 stored.kept, stored.scored = kept, True
-        log_p_NV = self._cache.expand([self._stored[pair].kept for pair in pairs])  # type: ignore[misc]
+        signal = self._cache.signal([self._stored[pair].kept for pair in pairs])  # type: ignore[misc]
         self.counters.teacher_seconds += time.perf_counter() - started
-        return Batch(batch.prompt_ids, batch.response_ids, Dense(log_p_NV))
+        return Batch(batch.prompt_ids, batch.response_ids, signal)
 
 
-def one_hot(batch: Batch, model: LanguageModel) -> Dense:
+def one_hot(batch: Batch, model: LanguageModel | ListingModel) -> Dense:
     """log p is 0 at each token of the responses and −∞ elsewhere: KL(p‖q) = −log q(token).
 
     Over the vocabulary of ``model``, and where its own log-probabilities are.
     """
-    device = getattr(model, "device", None)  # models in closed form have none: they are on the CPU
-    token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids], device=device)
-    log_p_NV = torch.full((len(token_ids_N), model.vocab_size), -torch.inf, device=device)
+    token_ids_N = _token_ids(batch, model)
+    log_p_NV = torch.full((len(token_ids_N), model.vocab_size), -torch.inf, device=token_ids_N.device)
     return Dense(log_p_NV.scatter_(1, token_ids_N.unsqueeze(1), 0.0))
+
+
+def one_listed(batch: Batch, model: LanguageModel | ListingModel) -> TopK:
+    """The same law as ``one_hot`` as a list of one token, to stand in a batch beside a teacher's lists."""
+    token_ids_N = _token_ids(batch, model)
+    log_p_N = torch.zeros(len(token_ids_N), device=token_ids_N.device)
+    return TopK(token_ids_N.unsqueeze(1), log_p_N.unsqueeze(1), torch.full_like(log_p_N, -torch.inf))
+
+
+def _token_ids(batch: Batch, model: LanguageModel | ListingModel) -> Tensor:
+    device = getattr(model, "device", None)  # models in closed form have none: they are on the CPU
+    return torch.tensor([t for ids in batch.response_ids for t in ids], device=device)
 
 
 class Mixture:
@@ -361,11 +378,10 @@ class Mixture:
         ]
         if len(parts) == 1:
             return parts[0]
-        signals = [part.signal.log_p_NV for part in parts if isinstance(part.signal, Dense)]
         return Batch(
             [ids for part in parts for ids in part.prompt_ids],
             [ids for part in parts for ids in part.response_ids],
-            Dense(torch.cat(signals)) if signals else Sample(),
+            concatenated([part.signal for part in parts]),
         )
 
     def state(self) -> dict[str, Tensor]:

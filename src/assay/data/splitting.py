@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -20,6 +21,17 @@ LONG_REFERENCE = 20
 """Characters of a loose key from which a shared reference joins two rows: shorter ones are labels ("yes", "Paris")."""
 COMMON_WORD_ROWS = 100
 """Rows from which a corpus is large enough to tell its template's words from the content."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a task holds for a run: prompts that fit its token limit, by split, and the teacher's responses to each.
+
+    ``num_responses`` is the least number to any prompt to distil on; 0 where no column holds the teacher's responses.
+    """
+
+    num_prompts: dict[Split, int]
+    num_responses: int
 
 
 class _Separators(dict[int, int]):
@@ -78,6 +90,11 @@ def split_of(group_key: str, shares: Mapping[Split, float] = SHARES) -> Split:
         if rest < 0:
             return split
     return list(shares)[-1]
+
+
+def without_oracle(split: Split) -> Split:
+    """The split in a run without an oracle: what would have been its prompts are distilled on; held out stays so."""
+    return "distillation" if split == "oracle" else split
 
 
 def assign_splits(

@@ -24,10 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay import runs
+from assay.config import TaskConfig
+from assay.data.chat import Conversation
 from assay.data.debian import fetch_debian
-from assay.data.hub import HUB, fetch_hub
-from assay.data.splitting import SHARES, SPLITS, Split
-from assay.data.user_text import is_user_file, read_split
+from assay.data.encoding import NO_FRAMING, Encoder
+from assay.data.encoding import encode as encode
+from assay.data.hub import DATASET, HUB, fetch_dataset, fetch_hub, parse_dataset
+from assay.data.splitting import SHARES, SPLITS, Split, without_oracle
+from assay.data.user_rows import REFERENCE, is_user_file
+from assay.data.user_text import DEFAULT_TEMPLATE, read_split
 from assay.errors import AssayError, unknown_name
 from assay.types import Framing, Prompt
 from assay.validation import template_columns
@@ -35,11 +40,11 @@ from assay.validation import template_columns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NO_FRAMING = Framing()
 WITHOUT_BASE: tuple[Split, ...] = tuple(SHARES)
 
-Fetch = Callable[[], tuple[list[dict[str, str]], dict[str, Any]]]
-"""Brings the rows of a corpus, each with its split, and facts about where they came from."""
+Fetch = Callable[[], tuple[list[dict[str, Any]], dict[str, Any]]]
+"""Brings the rows of a corpus, each with its split, and facts about where they came from. Those of a user's data set
+are split when they are read."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,13 @@ class Task:
     """A corpus and how its rows become prompts.
 
     ``corpus`` is the name of a parquet file in the package or, with ``fetch``, in the user's cache; for a user's own
-    file (``own``) its path. ``template`` is filled with a row's columns; the response is a space and the
-    ``reference`` column, which may be empty (None). ``shrinkable`` names a column that is a list joined by
-    ``separator``: items are dropped from its end until the prompt fits the token limit; rows whose prompt cannot fit
-    are left out.
+    file (``own``) its path. ``template`` is filled with a row's columns; the response is the ``reference`` column,
+    which may be empty (None). ``shrinkable`` names a column that is a list joined by ``separator``: items are dropped
+    from its end until the prompt fits the token limit; rows whose prompt cannot fit are left out.
+
+    ``responses`` names a column with the teacher's responses: a text or a list of texts. With ``chat_template``
+    prompts are rendered as conversations. ``with_oracle`` False: a run without stage 1, whose prompts are distilled
+    on instead.
     """
 
     name: str
@@ -63,6 +71,9 @@ class Task:
     splits: tuple[Split, ...] = SPLITS
     fetch: Fetch | None = None
     own: bool = False
+    responses: str | None = None
+    chat_template: bool = False
+    with_oracle: bool = True
 
 
 def _debian(name: str, template: str, reference: str, shrinkable: str | None) -> Task:
@@ -113,19 +124,56 @@ TASKS: dict[str, Task] = {
 }
 
 
-def get_task(name: str, template: str | None = None) -> Task:
-    """The task of that name, or of the .jsonl or .parquet file at that path; ``template`` replaces its own.
+def get_task(
+    name: str,
+    template: str | None = None,
+    *,
+    reference: str | None = None,
+    responses: str | None = None,
+    chat_template: bool = False,
+    with_oracle: bool = True,
+) -> Task:
+    """The task of that name, of the file at that path, or of the data set ``dataset:ID``; see ``config.TaskConfig``.
 
     Raises AssayError with the nearest name when there is no such task.
     """
-    if is_user_file(name):
-        shown = template or "{prompt}"
-        return Task(name, name, shown, "reference", "the user's own", splits=WITHOUT_BASE, own=True)
-    if name not in TASKS:
-        if "/" in name or Path(name).exists():
-            raise AssayError(f"task {name!r} looks like a file: a file of prompts ends in .jsonl or .parquet")
+    if name.startswith(DATASET):
+        dataset = parse_dataset(name)
+        fetch = partial(fetch_dataset, dataset, name)
+        task = Task(name, dataset.file, DEFAULT_TEMPLATE, REFERENCE, "see its page", fetch=fetch, own=True)
+    elif is_user_file(name):
+        task = Task(name, name, DEFAULT_TEMPLATE, REFERENCE, "the user's own", own=True)
+    elif name in TASKS:
+        task = TASKS[name]
+    elif "/" in name or Path(name).exists():
+        raise AssayError(
+            f"task {name!r} looks like a file: a file of prompts ends in .jsonl or .parquet, and a data set is named "
+            f"{DATASET}{name}"
+        )
+    else:
         raise unknown_name("task", name, TASKS)
-    return TASKS[name] if template is None else dataclasses.replace(TASKS[name], template=template)
+    splits = WITHOUT_BASE if task.own else task.splits
+    return dataclasses.replace(
+        task,
+        template=task.template if template is None else template,
+        reference=reference or task.reference,
+        splits=splits if with_oracle else tuple(split for split in splits if split != "oracle"),
+        responses=responses,
+        chat_template=chat_template,
+        with_oracle=with_oracle,
+    )
+
+
+def configured_task(config: TaskConfig, with_oracle: bool = True) -> Task:
+    """The task that a config describes."""
+    return get_task(
+        config.name,
+        config.template,
+        reference=config.reference,
+        responses=config.responses,
+        chat_template=config.chat_template,
+        with_oracle=with_oracle,
+    )
 
 
 def load_prompts(
@@ -140,9 +188,10 @@ def load_prompts(
 ) -> list[Prompt]:
     """``num_prompts`` prompts of a split, in an order drawn with ``seed`` (all of them when None).
 
-    A larger ``num_prompts`` with the same seed keeps the smaller selection as its beginning. References are
-    tokenised with the end-of-sequence token and cut at ``max_response_tokens``. ``framing`` holds the special tokens
-    around them, which count as tokens; what looks like a special token in the text itself is text.
+    A larger ``num_prompts`` with the same seed keeps the smaller selection as its beginning. References and a
+    teacher's responses are tokenised with the end-of-sequence token and cut at ``max_response_tokens``. ``framing``
+    holds the special tokens around them, which count as tokens; with ``task.chat_template`` the template alone gives
+    those of a prompt. What looks like a special token in the text itself is text.
     Raises AssayError when the split holds fewer prompts than asked for, or the task has no such split.
     """
     if split not in task.splits:
@@ -150,13 +199,14 @@ def load_prompts(
             f"task {task.name!r} has no split {split!r}, only {', '.join(task.splits)}: use models that are pretrained"
         )
     rows = corpus_rows(task)
-    _check_template(task, rows)
-    row_ids = np.random.default_rng(seed).permutation([i for i, row in enumerate(rows) if row["split"] == split])
+    _check_columns(task, rows)
+    encoder = Encoder(tokenizer, framing, task.chat_template)
+    row_ids = np.random.default_rng(seed).permutation([i for i, row in enumerate(rows) if _split(task, row) == split])
     prompts: list[Prompt] = []
     for i in row_ids:
         if len(prompts) == num_prompts:
             break
-        prompt = _to_prompt(task, int(i), rows[i], tokenizer, max_prompt_tokens, max_response_tokens, framing)
+        prompt = _to_prompt(task, int(i), rows[i], encoder, max_prompt_tokens, max_response_tokens)
         if prompt is not None:
             prompts.append(prompt)
     if num_prompts is not None and len(prompts) < num_prompts:
@@ -183,20 +233,30 @@ def under_template(
     """
     other = dataclasses.replace(task, template=template)
     rows = corpus_rows(other)
-    _check_template(other, rows)
+    _check_columns(other, rows)
+    encoder = Encoder(tokenizer, framing, task.chat_template)
     wanted = {prompt.id for prompt in prompts}
     found = {
-        row_id: _to_prompt(other, i, row, tokenizer, max_prompt_tokens, max_response_tokens, framing)
+        row_id: _to_prompt(other, i, row, encoder, max_prompt_tokens, max_response_tokens)
         for i, row in enumerate(rows)
         if (row_id := _row_id(other, i, row)) in wanted
     }
     return [found.get(prompt.id) for prompt in prompts]
 
 
+def refuse_conversations(task: Task, why: str) -> None:
+    """Raises AssayError when a row of the task is a conversation of several messages."""
+    talk = next((row for row in corpus_rows(task) if len(row.get("conversation") or ()) > 1), None)
+    if talk is not None:
+        raise AssayError(f"line {talk['line']} of task {task.name!r} is a conversation, and {why}")
+
+
 def corpus_rows(task: Task) -> Sequence[dict[str, Any]]:
     """The rows of a task's corpus with their ``split``, in the order of the file; fetched first if need be."""
     digest = corpus_digest(task)
-    return _own_rows(task.corpus, task.template, digest) if task.own else _rows(_corpus_path(task), digest)
+    if not task.own:
+        return _rows(_corpus_path(task), digest)
+    return _own_rows(_corpus_path(task), task.template, task.reference, task.responses, task.with_oracle, digest)
 
 
 @lru_cache(maxsize=8)
@@ -205,9 +265,11 @@ def _rows(path: Path, digest: str) -> Sequence[dict[str, Any]]:
 
 
 @lru_cache(maxsize=8)
-def _own_rows(path: str, template: str, digest: str) -> Sequence[dict[str, Any]]:
+def _own_rows(
+    path: Path, template: str, reference: str, responses: str | None, with_oracle: bool, digest: str
+) -> Sequence[dict[str, Any]]:
     """The digest is a key of the cache only: a file that has changed is read again."""
-    return read_split(Path(path), template).rows
+    return read_split(path, template, reference, responses, with_oracle).rows
 
 
 def corpus_digest(task: Task) -> str:
@@ -239,12 +301,17 @@ def fetch_corpus(task: Task) -> Path:
     rows, facts = task.fetch()
     if not rows:
         raise AssayError(f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept")
-    runs.write_table(path, pa.Table.from_pylist(rows))
+    try:
+        table = pa.Table.from_pylist(rows)
+    except pa.ArrowException as error:
+        cause = str(error).splitlines()[0]
+        raise AssayError(f"task {task.name!r} holds what no table can ({cause}): give a .jsonl file instead") from error
+    runs.write_table(path, table)
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    splits = {split: sum(row["split"] == split for row in rows) for split in task.splits}
-    runs.write_json(
-        _facts_path(task), {"task": task.name, "digest": _digest(path), "fetched_at": now, "rows": splits} | facts
-    )
+    found: dict[str, Any] = {"task": task.name, "digest": _digest(path), "fetched_at": now}
+    if not task.own:
+        found["rows"] = {split: sum(row["split"] == split for row in rows) for split in task.splits}
+    runs.write_json(_facts_path(task), found | facts)
     return path
 
 
@@ -264,10 +331,10 @@ def describe_tasks() -> list[str]:
 
 
 def _corpus_path(task: Task) -> Path:
-    if task.own:
-        return Path(task.corpus)
     if task.fetch is not None:
         return cache_folder() / task.corpus
+    if task.own:
+        return Path(task.corpus)
     return Path(str(resources.files("assay.data.corpora"))) / task.corpus
 
 
@@ -275,14 +342,22 @@ def _facts_path(task: Task) -> Path:
     return _corpus_path(task).with_suffix(".json")
 
 
-def _check_template(task: Task, rows: Sequence[dict[str, Any]]) -> None:
-    """Refuses a template that shows the answer or a column that there is not; a user's file is checked on reading."""
+def _check_columns(task: Task, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuses columns that there are not, and a template that shows an answer; a user's file is checked on reading."""
     if task.own:
         return
-    known = set(rows[0]) - {task.reference, "split"}
+    columns = set(rows[0]) - {"split"}
+    for what, column in (("references", task.reference), ("responses", task.responses)):
+        if column is not None and column not in columns:
+            raise unknown_name(f"column of {what} in task {task.name!r}", column, columns)
+    known = columns - {task.reference, task.responses}
     for column in template_columns(task.template):
         if column not in known:
             raise unknown_name(f"column in the template of task {task.name!r}", column, known)
+
+
+def _split(task: Task, row: dict[str, Any]) -> Split:
+    return row["split"] if task.with_oracle else without_oracle(row["split"])
 
 
 def prompt_text(task: Task, row: dict[str, Any], num_items: int | None = None) -> str:
@@ -296,32 +371,35 @@ def prompt_text(task: Task, row: dict[str, Any], num_items: int | None = None) -
 
 
 def _to_prompt(
-    task: Task,
-    index: int,
-    row: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    framing: Framing,
+    task: Task, index: int, row: dict[str, Any], encoder: Encoder, max_prompt_tokens: int, max_response_tokens: int
 ) -> Prompt | None:
     num_items = 1
     if task.shrinkable is not None and task.shrinkable in template_columns(task.template):
         num_items = row[task.shrinkable].count(task.separator) + 1
-    room = max_prompt_tokens - len(framing.before) - len(framing.after)
-    fitting = _longest_fit(task, row, tokenizer, room, num_items)
-    if fitting is None:
-        return None
-    text, token_ids = fitting
-    reference, reference_ids = row[task.reference], []
-    if reference is not None:
-        reference_ids = [*framing.before_reference, *encode(tokenizer, f" {reference}"), tokenizer.eos_token_id]
-    return Prompt(
-        id=_row_id(task, index, row),
-        text=text,
-        token_ids=(*framing.before, *token_ids, *framing.after),
-        reference=reference,
-        reference_ids=tuple(reference_ids[:max_response_tokens]),
-    )
+    reference = row[REFERENCE if task.own else task.reference]
+    try:
+        fitting = _longest_fit(task, row, encoder, max_prompt_tokens, num_items)
+        if fitting is None:
+            return None
+        text, token_ids = fitting
+        return Prompt(
+            id=_row_id(task, index, row),
+            text=text,
+            token_ids=token_ids,
+            reference=reference,
+            reference_ids=() if reference is None else encoder.answer(reference)[:max_response_tokens],
+            response_ids=tuple(encoder.answer(given)[:max_response_tokens] for given in _responses(task, row)),
+        )
+    except AssayError as error:
+        where = f"line {row['line']}" if task.own else f"row {index}"
+        raise AssayError(f"{where} of task {task.name!r} cannot be a prompt: {error}") from error
+
+
+def _responses(task: Task, row: dict[str, Any]) -> Sequence[str]:
+    """The teacher's responses that a row holds."""
+    if task.own:
+        return row["responses"]
+    return () if task.responses is None else (row[task.responses],)
 
 
 def _row_id(task: Task, index: int, row: dict[str, Any]) -> str:
@@ -329,23 +407,19 @@ def _row_id(task: Task, index: int, row: dict[str, Any]) -> str:
 
 
 def _longest_fit(
-    task: Task, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int, num_items: int
-) -> tuple[str, list[int]] | None:
+    task: Task, row: dict[str, Any], encoder: Encoder, max_prompt_tokens: int, num_items: int
+) -> tuple[str, tuple[int, ...]] | None:
     """Text and tokens with as many items as fit, found by bisection; None when not even one does."""
+    conversation: Conversation | None = row["conversation"] if task.own else None
     best = None
     fewest, most = 1, num_items
     tried = most  # mostly all of them fit
     while fewest <= most:
         text = prompt_text(task, row, tried)
-        token_ids = encode(tokenizer, text)
+        token_ids = encoder.prompt(conversation or text)
         if len(token_ids) <= max_prompt_tokens:
             best, fewest = (text, token_ids), tried + 1
         else:
             most = tried - 1
         tried = (fewest + most + 1) // 2
     return best
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Text is text: what looks like a special token is spelt out."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

@@ -55,7 +55,7 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, arm: str | None = None
         raise AssayError(f"cannot read {str(path)!r}: no path has a NUL in it")
     try:
         inside = {each.name for each in path.iterdir()} if stat.S_ISDIR(path.stat().st_mode) else set()
-        if _is_run(inside):
+        if is_run(inside):
             return _read_run(path, columns, arm)
         sheet = read_file(path, columns)
     except OSError as error:
@@ -65,7 +65,8 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, arm: str | None = None
     return Log(_align(sheet, names), sheet.guesses, chosen, None)
 
 
-def _is_run(names: Collection[str]) -> bool:
+def is_run(names: Collection[str]) -> bool:
+    """Whether a folder in which these names are is a run folder of assay."""
     # Other tools have a manifest too; a run whose first evaluation is still to come has nothing else.
     known = {"metrics.jsonl", "arms"} & set(names)
     return bool(known) or ("manifest.json" in names and not any(EVENTS in name for name in names))
@@ -256,7 +257,7 @@ def _read_run(folder: Path, columns: Mapping[str, str], arm: str | None) -> Log:
     if arm is not None and (folder / "probe.parquet").exists():
         for metric in ("proxy", "golden"):
             name = f"{metric}_diff_stderr"
-            if metric not in columns and name not in columns and metric in trajectory.columns:
+            if metric in trajectory.columns and metric not in columns and name not in columns:
                 trajectory.columns[name] = _diff_stderr(folder, arm, metric, trajectory.steps)
     return Log(trajectory, guesses, arm, folder)
 

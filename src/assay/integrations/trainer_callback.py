@@ -136,7 +136,8 @@ class HackingCallback(TrainerCallback):
         module = unwrapped(model)
         if isinstance(self.probe.teacher, PretrainedModel) and self.probe.teacher.module is module:
             raise AssayError("the probe's teacher is the very model that is trained: load the teacher a second time")
-        self._student = adapted(module, "the trained model", self.probe.teacher.eos_token_id)
+        eos = self.probe.eos_token_id
+        self._student = adapted(module, "the trained model", eos, self.probe.shared_vocab_size)
         self.probe.check_student(self._student)
         folder = _output_folder(args) / "assay" if self.folder is None else self.folder
         self._log = HostLog(folder, self.probe, state.global_step)
@@ -204,7 +205,7 @@ class HackingCallback(TrainerCallback):
         found = log.write_verdict(checkpoints)
         keep = found["keep"]
         place = keep["checkpoint"] or "of which no checkpoint was saved"
-        print(f"assay (truth: {truth(log.truth)}): {readable(found['verdict'])}: {found['reason']}.")
+        print(f"assay ({truth(log.truth)}): {readable(found['verdict'])}: {found['reason']}.")
         print(f"assay: keep the student of step {keep['step']} ({place}); see {log.folder}")
 
 

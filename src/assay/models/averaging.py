@@ -11,6 +11,7 @@ from torch import Tensor
 
 from assay.config import TrainingConfig
 from assay.errors import AssayError
+from assay.models.checkpointing import checkpoint_activations
 from assay.models.dropout import set_dropout
 from assay.models.loading import load_model
 from assay.models.lora import add_adapters, merged_weights
@@ -35,6 +36,10 @@ class Learner:
             set_dropout(self.model, config.dropout)
         if config.lora_rank is not None:
             add_adapters(self.model, config.lora_rank)
+        if config.gradient_checkpointing:
+            checkpoint_activations(self.model)
+        if config.packing:
+            self.model.pack_rows()
 
     @torch.no_grad()
     def follow(self) -> None:

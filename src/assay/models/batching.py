@@ -13,3 +13,13 @@ DENSE_VOCABULARY_LIMIT = 4096
 
 MAX_VENDI_ROWS = 1024
 """Rows that a Vendi score looks at, drawn at random from a larger set: above it, scores no longer grow with the set."""
+
+
+def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: int | None = None) -> int:
+    """What is kept of a model's law at ``num_tokens`` response tokens, in memory or on disk, in float32.
+
+    Of each listed token its id and its log-probability, and the mass of the others; without ``top_k`` the whole law of
+    a small vocabulary, else the hidden state.
+    """
+    exact = vocab_size if vocab_size <= DENSE_VOCABULARY_LIMIT else hidden_size
+    return 4 * num_tokens * (exact if top_k is None else 2 * min(top_k, vocab_size) + 1)

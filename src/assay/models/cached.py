@@ -3,43 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from assay.buckets import concatenated, top_k
+from assay.errors import AssayError
 from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE
-from assay.models.language_model import LanguageModel
-from assay.types import Batch
+from assay.models.language_model import LanguageModel, ListingModel
+from assay.types import Batch, Dense, TopK
+
+Kept = dict[str, Tensor]
+"""What is kept of one sequence, a row for each response token, under the names in ``KEPT``."""
+
+KEPT = {
+    "log_probs": ("log_p",),
+    "hidden": ("hidden",),
+    "top_k": ("token_ids", "log_p", "log_tail"),
+}
+"""The ways to keep a law: whole, as the state that the model's head makes it from, or its most probable tokens."""
 
 
 class CachedLogProbs:
-    """A frozen model's next-token log-probabilities on stored sequences, without running the model again.
+    """A frozen model's next-token laws on stored sequences, without running the model again.
 
-    Kept dense for small vocabularies, as hidden states for large ones; ``expand`` gives log-probabilities
-    from either. Both are exact: stored equals live.
+    Without ``top_k`` they are exact: kept whole for small vocabularies, as hidden states for large ones. With it the
+    ``top_k`` most probable tokens are kept and the mass of all others. A model that gives no more than that
+    (``ListingModel``) is taken at its word, which may list more tokens than asked for. ``signal`` makes a teacher
+    signal of what is kept; stored equals live. Raises AssayError when a model cannot list so many tokens.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel | ListingModel, top_k: int | None = None) -> None:
         self.model = model
-        self.dense = model.vocab_size <= DENSE_VOCABULARY_LIMIT
+        self.kind: Literal["log_probs", "hidden", "top_k"]
+        if isinstance(model, ListingModel):
+            if top_k is not None and top_k > model.num_top:
+                raise AssayError(
+                    f"teacher {model.name!r} lists {model.num_top} tokens, fewer than {top_k}: lower teacher_top_k"
+                )
+            self.kind, self.num_listed = "top_k", model.num_top
+        elif top_k is not None:
+            self.kind, self.num_listed = "top_k", min(top_k, model.vocab_size)
+        else:
+            self.kind = "log_probs" if model.vocab_size <= DENSE_VOCABULARY_LIMIT else "hidden"
 
     @torch.no_grad()
-    def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Tensor]:
-        """What to keep of each sequence: [length, V] log-probabilities or [length, H] hidden states."""
-        kept: list[Tensor] = [torch.empty(0)] * len(batch)
+    def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Kept]:
+        """What to keep of each sequence."""
+        kept: list[Kept] = [{}] * len(batch)
         for rows, part in by_length(batch, batch_size):
-            with self.model.evaluating():
-                values = self.model.log_probs(part) if self.dense else self.model.hidden(part)
-            for row, value in zip(rows, values.split(part.lengths), strict=True):
-                kept[row] = value.clone()
+            for row, value in zip(rows, self._computed(part), strict=True):
+                kept[row] = value
         return kept
 
     @torch.no_grad()
-    def expand(self, kept: Sequence[Tensor]) -> Float[Tensor, "N V"]:
-        """Log-probabilities (nats) of the sequences whose kept values are given, one after the other."""
-        values = torch.cat(list(kept))
-        return values if self.dense else self.model.head(values)
+    def signal(self, kept: Sequence[Kept], device: torch.device | None = None) -> Dense | TopK:
+        """The teacher signal of the sequences whose kept values are given, one after the other; on ``device``."""
+        if self.kind == "top_k":
+            signal = concatenated([TopK(k["token_ids"].long(), k["log_p"], k["log_tail"]) for k in kept])
+        elif self.kind == "log_probs":
+            signal = Dense(torch.cat([k["log_p"] for k in kept]))
+        else:
+            assert isinstance(self.model, LanguageModel)
+            signal = Dense(self.model.head(torch.cat([k["hidden"] for k in kept])))
+        assert isinstance(signal, Dense | TopK)
+        if device is None:
+            return signal
+        if isinstance(signal, Dense):
+            return Dense(signal.log_p_NV.to(device))
+        return TopK(signal.token_ids_NK.to(device), signal.log_p_NK.to(device), signal.log_tail_N.to(device))
+
+    def _computed(self, part: Batch) -> list[Kept]:
+        if isinstance(self.model, ListingModel):
+            return _split(self.model.top_k(part), part.lengths)
+        with self.model.evaluating():
+            if self.kind == "log_probs":
+                return [{"log_p": value.clone()} for value in self.model.log_probs(part).split(part.lengths)]
+            hidden = self.model.hidden(part).split(part.lengths)
+            if self.kind == "hidden":
+                return [{"hidden": value.clone()} for value in hidden]
+            # one sequence at a time: [tokens, V] of a whole batch is what top_k is chosen to avoid
+            listed = [top_k(self.model.head(value), self.num_listed) for value in hidden]
+            return [_tensors(signal) for signal in listed]
+
+
+def _split(signal: TopK, lengths: Sequence[int]) -> list[Kept]:
+    parts = (values.split(list(lengths)) for values in (signal.token_ids_NK, signal.log_p_NK, signal.log_tail_N))
+    return [_tensors(TopK(*(values.clone() for values in part))) for part in zip(*parts, strict=True)]
+
+
+def _tensors(signal: TopK) -> Kept:
+    return {"token_ids": signal.token_ids_NK.int(), "log_p": signal.log_p_NK, "log_tail": signal.log_tail_N}
 
 
 def by_length(batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> Iterator[tuple[list[int], Batch]]:

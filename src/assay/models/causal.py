@@ -12,18 +12,21 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from assay.errors import AssayError
-from assay.models.pretrained import PretrainedModel, right_padded
+from assay.models.pretrained import PretrainedModel
 from assay.types import Batch
 
 
 class CausalModel(PretrainedModel):
     """A transformers causal model: the prompt and the response are one sequence in one context."""
 
-    def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
+    def __init__(
+        self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
+    ) -> None:
         if not isinstance(getattr(module.config, "max_position_embeddings", None), int):
             raise AssayError(f"model {name!r} ({type(module).__name__}) states no context length: it is not supported")
         self.max_context_tokens = int(module.config.max_position_embeddings)
-        super().__init__(module, name, eos_token_id)
+        self._is_packing = False
+        super().__init__(module, name, eos_token_id, vocab_size)
 
     def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:
         """Raises AssayError when prompt and response together are longer than the context."""
@@ -41,17 +44,58 @@ class CausalModel(PretrainedModel):
         response token is not fed: nothing is predicted from it.
         """
         self._check_batch(batch)
-        input_ids_BT, _ = right_padded(
-            [(*prompt, *response[:-1]) for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True)]
+        return self._hidden(batch, packed=self._is_packing and self.module.training)
+
+    def pack_rows(self) -> None:
+        """From now on ``hidden`` reads several sequences in one row while the module trains.
+
+        A row is as long as the longest sequence of its batch and takes sequences by first fit. Positions begin anew
+        with each, by which transformers finds where it begins and lets no sequence see another. Raises AssayError when
+        packed sequences have other states than sequences in rows of their own.
+        """
+        problem = (
+            f"model {self.name!r} ({type(self.module).__name__}) does not keep sequences in one row apart: set "
+            "distillation.training.packing to false"
         )
-        position_N = np.concatenate(
+        try:
+            agrees = self._packs_as_it_scores()
+        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise AssayError(problem) from error
+        if not agrees:
+            raise AssayError(problem)
+        self._is_packing = True
+
+    @torch.no_grad()
+    def _packs_as_it_scores(self) -> bool:
+        """The states of four sequences, two of which follow others in their rows."""
+        first, second, third = (i % self.vocab_size for i in (1, 2, 3))
+        prompts = [(first, second), (second, third, first, second, first), (third,), (first,)]
+        batch = Batch(prompts, [(second, third)] * len(prompts))
+        with self.evaluating():
+            scored_NH, packed_NH = self._hidden(batch, packed=False), self._hidden(batch, packed=True)
+        return bool((packed_NH - scored_NH).norm() <= 1e-3 * scored_NH.norm())
+
+    def _hidden(self, batch: Batch, packed: bool) -> Tensor:
+        fed = [(*prompt, *response[:-1]) for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True)]
+        longest = max(map(len, fed))
+        places = first_fit(list(map(len, fed)), longest) if packed else [(row, 0) for row in range(len(fed))]
+        input_ids_BT = torch.zeros((1 + max(row for row, _ in places), longest), dtype=torch.long)
+        positions_BT = torch.zeros_like(input_ids_BT)  # padding begins anew at every token: nothing sees it
+        for (row, start), ids in zip(places, fed, strict=True):
+            input_ids_BT[row, start : start + len(ids)] = torch.tensor(ids)
+            positions_BT[row, start : start + len(ids)] = torch.arange(len(ids))
+        index_N = np.concatenate(
             [
-                i * input_ids_BT.shape[1] + len(prompt) - 1 + np.arange(length)
-                for i, (prompt, length) in enumerate(zip(batch.prompt_ids, batch.lengths, strict=True))
+                row * longest + start + len(prompt) - 1 + np.arange(length)
+                for (row, start), prompt, length in zip(places, batch.prompt_ids, batch.lengths, strict=True)
             ]
         )
-        hidden_BTH = self.module.base_model(input_ids=input_ids_BT.to(self.device), use_cache=False).last_hidden_state
-        return hidden_BTH.flatten(0, 1)[torch.from_numpy(position_N).to(self.device)]
+        hidden_BTH = self.module.base_model(
+            input_ids=input_ids_BT.to(self.device),
+            position_ids=positions_BT.to(self.device) if packed else None,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden_BTH.flatten(0, 1)[torch.from_numpy(index_N).to(self.device)]
 
     def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
         """See ``PretrainedModel``; a token's state sees the tokens before it only."""
@@ -76,6 +120,19 @@ class CausalModel(PretrainedModel):
         mask_BT = torch.ones_like(input_ids_BT)
         output: Any = self.module(input_ids=input_ids_BT, attention_mask=mask_BT)
         return self.module.base_model(input_ids=input_ids_BT, attention_mask=mask_BT).last_hidden_state, output.logits
+
+
+def first_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
+    """The row and the place in it of each sequence: the first row that has room, else a new one."""
+    taken: list[int] = []
+    places: list[tuple[int, int]] = []
+    for length in lengths:
+        row = next((i for i, used in enumerate(taken) if used + length <= row_length), len(taken))
+        if row == len(taken):
+            taken.append(0)
+        places.append((row, taken[row]))
+        taken[row] += length
+    return places
 
 
 class _CausalDecoding:

@@ -24,11 +24,16 @@ GivenModel = PreTrainedModel | LanguageModel | str | Path
 
 
 def frozen_models(
-    given: Mapping[Writer, GivenModel | None], tokenizer: PreTrainedTokenizerBase, device: str, stack: ExitStack
+    given: Mapping[Writer, GivenModel | None],
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
+    vocab_size: int | None,
+    stack: ExitStack,
 ) -> tuple[dict[Writer, LanguageModel], Framing]:
     """The models that a probe walks with, and the special tokens around their prompts; ``stack`` leaves all as found.
 
-    Names are loaded onto ``device``. Raises AssayError when tokenizer and models do not fit together.
+    Names are loaded onto ``device``; ``vocab_size`` cuts the laws of all (None: not at all). Raises AssayError when
+    tokenizer and models do not fit together.
     """
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     from assay.models.loading import check_fits, check_same_vocabulary, framing_of, load_model
@@ -44,9 +49,9 @@ def frozen_models(
         if model is None:
             continue
         if isinstance(model, str | Path):
-            model = load_model(str(model), device)
+            model = load_model(str(model), device, eos_token_id=eos, vocab_size=vocab_size)
         elif isinstance(model, PreTrainedModel):
-            model = adapted(model, f"the {role}", eos)
+            model = adapted(model, f"the {role}", eos, vocab_size)
         if isinstance(model, PretrainedModel):
             stack.enter_context(left_as_found(model.module))
         check_fits(tokenizer, model)
@@ -57,15 +62,16 @@ def frozen_models(
     return models, framing_of(tokenizer, is_closed)
 
 
-def adapted(module: PreTrainedModel, name: str, eos_token_id: int) -> PretrainedModel:
-    """The module behind the LanguageModel protocol, its own weights and no copy of them.
+def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """1 + the largest id that the tokenizer can give."""
+    return 1 + max(tokenizer.get_vocab().values())
 
-    ``eos_token_id`` ends its sequences where its config states no single token. Raises AssayError like the adapters.
-    """
-    stated = module.config.eos_token_id
+
+def adapted(module: PreTrainedModel, name: str, eos_token_id: int, vocab_size: int | None = None) -> PretrainedModel:
+    """The module behind the LanguageModel protocol: its own weights, no copy of them. Raises AssayError like it."""
     adapter = Seq2SeqModel if module.config.is_encoder_decoder else CausalModel
     with left_as_found(module):
-        return adapter(module, name, None if isinstance(stated, int) else eos_token_id)
+        return adapter(module, name, eos_token_id, vocab_size)
 
 
 def unwrapped(model: torch.nn.Module) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""What assay asks of a language model: score, sample, and hidden states with their head."""
+"""What assay asks of a language model: score, sample, and hidden states with their head; or at least to list tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.types import Batch
+from assay.types import Batch, TopK
 
 
 @runtime_checkable
@@ -61,4 +61,36 @@ class LanguageModel(Protocol):
         sampling_temperature: float = 1.0,
     ) -> list[tuple[int, ...]]:
         """One response for each prompt, drawn from the model at ``sampling_temperature`` (0 = greedy)."""
+        ...
+
+
+@runtime_checkable
+class ListingModel(Protocol):
+    """A conditional distribution of which only the most probable tokens are known, such as a teacher behind a server.
+
+    It serves as a teacher: what is trained or measured against it is a lower bound (``assay.buckets``).
+    """
+
+    name: str
+    vocab_size: int
+    eos_token_id: int
+    num_top: int
+
+    @property
+    def digest(self) -> str:
+        """A short hash of what identifies the model: equal digests mean equal distributions."""
+        ...
+
+    def top_k(self, batch: Batch) -> TopK:
+        """At every response token at least the ``num_top`` most probable tokens (or all), and the others' mass."""
+        ...
+
+    def sample(
+        self,
+        prompt_ids: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        max_response_tokens: int,
+        sampling_temperature: float = 1.0,
+    ) -> list[tuple[int, ...]]:
+        """See ``LanguageModel``."""
         ...

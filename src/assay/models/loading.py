@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -23,13 +26,16 @@ from transformers.utils import logging
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
+from assay.models.in_memory import num_token_ids as num_token_ids
 from assay.models.language_model import LanguageModel
-from assay.models.pretrained import PretrainedModel
+from assay.models.pretrained import PretrainedModel, eos_token_ids
 from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Framing
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # what matters of a load report becomes an error below
+# transformers would ask a service of the hub to convert pickled weights there, in a pull request
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
 def checkpoint_of(name: str) -> str:
@@ -47,6 +53,7 @@ _LOADING_ERRORS = (
     AttributeError,
     ImportError,
     ZeroDivisionError,
+    EOFError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -58,8 +65,20 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
     """Turns what transformers raises for a checkpoint that it cannot read into one sentence."""
     try:
         yield
+    except pickle.UnpicklingError as error:
+        raise AssayError(
+            f"the pickled weights of {name!r} are damaged or hold more than tensors, which is never loaded: convert "
+            "them to safetensors"
+        ) from error
     except _LOADING_ERRORS as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "trust_remote_code=True" in str(error):
+            raise AssayError(
+                f"the {what} {name!r} is made by Python code in its own repository, which is never run unasked: read "
+                "that code, and set models.trust_remote_code to true if you trust it"
+            ) from error
+        if "cannot be loaded with `safetensors`" in str(error):  # of a hub id; folders are looked into before
+            raise _pickled(name) from error
         known = "" if "/" in name else f"embedded bases: {', '.join(sorted(BASES))}; otherwise "
         raise AssayError(
             f"cannot load the {what} {name!r}: {cause} ({known}give a "
@@ -67,19 +86,33 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
         ) from error
 
 
-def load_model(name: str, device: str = "cpu") -> PretrainedModel:
-    """The model in float32 from safetensors; pickled weights and remote code are never loaded.
+def load_model(
+    name: str,
+    device: str = "cpu",
+    *,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> PretrainedModel:
+    """The model in float32 from safetensors; pickled weights and code of the checkpoint only where allowed.
 
+    ``eos_token_id`` and ``vocab_size``: see ``PretrainedModel``. Where no end-of-sequence token is given and the model
+    states several, that of the tokenizer beside it is taken. Pickled weights, which are looked for only where there
+    are no safetensors, are read by transformers with torch's ``weights_only``: tensors, and no other objects.
     Raises AssayError when it cannot be loaded, or when weights are missing, superfluous or of another shape.
     """
     check_device(device)
-    adapter, auto_class = _family(_load_config(name))
+    adapter, auto_class = _family(_load_config(name, trust_remote_code))
+    if not allow_pickle:
+        _check_safetensors(name)
     with _readable_errors("model", name):
         loaded: Any = auto_class.from_pretrained(
             checkpoint_of(name),
             dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
+            use_safetensors=None if allow_pickle else True,
+            weights_only=True,
+            trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
     module, found = loaded
@@ -87,23 +120,59 @@ def load_model(name: str, device: str = "cpu") -> PretrainedModel:
         if found[kind]:
             first = sorted(map(str, found[kind]))[0]
             raise AssayError(f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole")
-    return adapter(module.to(device).eval(), name)
+    if eos_token_id is None:
+        eos_token_id = _eos_token_id_beside(module, name, trust_remote_code)
+    return adapter(module.to(device).eval(), name, eos_token_id, vocab_size)
 
 
-def random_model(name: str, seed: int, device: str = "cpu") -> PretrainedModel:
-    """The architecture of ``name`` with weights drawn with ``seed``."""
+def random_model(
+    name: str,
+    seed: int,
+    device: str = "cpu",
+    *,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> PretrainedModel:
+    """The architecture of ``name`` with weights drawn with ``seed``; the rest as in ``load_model``."""
     check_device(device)
-    config = _load_config(name)
+    config = _load_config(name, trust_remote_code)
     adapter, auto_class = _family(config)
     torch.manual_seed(seed)
     with _readable_errors("model", name):
-        module = auto_class.from_config(config, dtype=torch.float32)
-    return adapter(module.to(device).eval(), name)
+        module = auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        with suppress(OSError):  # where there is none, transformers has made it of config.json
+            module.generation_config = GenerationConfig.from_pretrained(checkpoint_of(name))
+    if eos_token_id is None:
+        eos_token_id = _eos_token_id_beside(module, name, trust_remote_code)
+    return adapter(module.to(device).eval(), name, eos_token_id, vocab_size)
 
 
-def _load_config(name: str) -> PreTrainedConfig:
+def _eos_token_id_beside(module: Any, name: str, trust_remote_code: bool) -> int | None:
+    """The tokenizer's end-of-sequence token, looked up only where the model states several."""
+    if len(eos_token_ids(module)) < 2:
+        return None
+    tokenizer: Any = load_tokenizer(name, trust_remote_code)
+    return tokenizer.eos_token_id
+
+
+def _check_safetensors(name: str) -> None:
+    """Raises AssayError for a folder whose weights are pickled only."""
+    folder = Path(checkpoint_of(name))
+    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise _pickled(name)
+
+
+def _pickled(name: str) -> AssayError:
+    return AssayError(
+        f"model {name!r} has no safetensors, and assay reads safetensors only, since a pickled file can run code: "
+        "convert it, or set models.allow_pickle to true if you trust it"
+    )
+
+
+def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
     with _readable_errors("model", name):
-        return AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
 
 
 def _family(config: PreTrainedConfig) -> tuple[type[PretrainedModel], Any]:
@@ -113,18 +182,18 @@ def _family(config: PreTrainedConfig) -> tuple[type[PretrainedModel], Any]:
     return CausalModel, AutoModelForCausalLM
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; AssayError when there is none or it has no end-of-sequence token."""
     with _readable_errors("tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
     if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:
         raise AssayError(f"{name!r} ships no tokenizer with an end-of-sequence token: responses could not end")
     return tokenizer
 
 
-def load_framing(name: str, tokenizer: PreTrainedTokenizerBase) -> Framing:
+def load_framing(name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> Framing:
     """``framing_of`` the tokenizer for the family of model ``name``."""
-    adapter, _ = _family(_load_config(name))
+    adapter, _ = _family(_load_config(name, trust_remote_code))
     return framing_of(tokenizer, adapter.prompts_are_closed)
 
 
@@ -162,7 +231,7 @@ def check_device(device: str) -> None:
 
 def check_fits(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:
     """Raises AssayError when the tokenizer has ids that the model lacks, or ends sequences with another token."""
-    largest = max(tokenizer.get_vocab().values())
+    largest = num_token_ids(tokenizer) - 1
     if largest >= model.vocab_size:
         raise AssayError(
             f"the tokenizer has ids up to {largest}, but {model.name!r} predicts {model.vocab_size} tokens"
@@ -179,7 +248,8 @@ def check_same_vocabulary(first: LanguageModel, second: LanguageModel) -> None:
     if first.vocab_size != second.vocab_size:
         raise AssayError(
             f"{first.name!r} predicts {first.vocab_size} tokens and {second.name!r} {second.vocab_size}: exact "
-            "divergences need one vocabulary; choose models that share a tokenizer"
+            "divergences need one vocabulary; choose models that share a tokenizer, or set models.vocabulary to "
+            "'shared' if they share it and differ in padding alone"
         )
     if first.eos_token_id != second.eos_token_id:
         raise AssayError(
@@ -188,15 +258,44 @@ def check_same_vocabulary(first: LanguageModel, second: LanguageModel) -> None:
         )
 
 
-def check_same_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raises AssayError when model ``name`` ships a tokenizer with other ids; a model without one is taken on trust."""
+def check_same_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, name: str, *, on_trust: bool = True, trust_remote_code: bool = False
+) -> None:
+    """Raises AssayError when model ``name`` ships a tokenizer with other ids.
+
+    A model without a tokenizer is taken ``on_trust``, or refused.
+    """
     folder = Path(checkpoint_of(name))
     if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
-        return
-    theirs, ours = load_tokenizer(name).get_vocab(), tokenizer.get_vocab()
+        if on_trust:
+            return
+        raise AssayError(
+            f"model {name!r} ships no tokenizer, so nothing proves that its ids are the oracle's: save its tokenizer "
+            "beside it, or set models.vocabulary to 'same'"
+        )
+    theirs, ours = load_tokenizer(name, trust_remote_code).get_vocab(), tokenizer.get_vocab()
     differing = [token for token in sorted(theirs | ours) if theirs.get(token) != ours.get(token)]
     if differing:
         raise AssayError(
             f"the tokenizer of {name!r} gives {len(differing)} tokens other ids than the oracle's (such as "
             f"{differing[0]!r}): exact divergences need one tokenizer; choose models that share it"
         )
+
+
+def describe(name: str) -> tuple[PreTrainedConfig, dict[str, tuple[int, ...]]]:
+    """The config of a model and the shapes of the weights that it asks for, tied ones once; nothing is loaded.
+
+    Raises AssayError when there is no config, or no model can be made of it.
+    """
+    with _readable_errors("model", name):
+        config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+    _, auto_class = _family(config)
+    with _readable_errors("model", name), torch.device("meta"):
+        module = auto_class.from_config(config)
+    return config, {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
+
+
+def ships_tokenizer(name: str) -> bool:
+    """Whether a checkpoint folder has a tokenizer; a hub id is taken to have one."""
+    folder = Path(checkpoint_of(name))
+    return not folder.is_dir() or any((folder / file).exists() for file in _TOKENIZER_FILES)

@@ -54,22 +54,31 @@ class PretrainedModel(ABC):
     head, a scale, a constant bias and a tanh soft cap (its loss could not be computed from hidden states), and
     when cached decoding of padded prompts gives another law than scoring does (a model without position ids or
     masks, or one that looks ahead: its samples would not be its own).
+
+    ``eos_token_id`` is the one token that ends a response. Real models state several (``eos_token_id`` of config.json
+    and of generation_config.json, each a number or a list): the rule is to take the tokenizer's, which is given here,
+    where it is among them, and to refuse the model where it is not. Without one given, the model must state exactly
+    one. ``vocab_size`` cuts the law to the first so many output rows, renormalised over them, whatever is computed
+    from it; the weights stay whole.
     """
 
     prompts_are_closed = False
     """Whether the tokenizer's closing tokens end a prompt; where a response follows in the same row, they must not."""
 
-    def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
-        eos = module.config.eos_token_id if eos_token_id is None else eos_token_id
-        if not isinstance(eos, int):
-            raise AssayError(
-                f"model {name!r} has no single end-of-sequence token ({eos!r}): set one eos_token_id in its config.json"
-            )
+    def __init__(
+        self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
+    ) -> None:
         self.module = module
         self.name = name
-        self.eos_token_id = eos
+        self.eos_token_id = _one_eos_token_id(module, name, eos_token_id)
         self._output_embeddings: Any = module.get_output_embeddings()
-        self.vocab_size = int(self._output_embeddings.weight.shape[0])
+        num_rows = int(self._output_embeddings.weight.shape[0])
+        self.vocab_size = num_rows if vocab_size is None else vocab_size
+        if not self.eos_token_id < self.vocab_size <= num_rows:
+            raise AssayError(
+                f"model {name!r} predicts {num_rows} tokens and ends responses with token {self.eos_token_id}: it has "
+                f"no law over the first {self.vocab_size} tokens"
+            )
         self._logits_bias: Tensor | None = getattr(module, "final_logits_bias", None)
         self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
         self._logit_scale: float = 1.0
@@ -108,6 +117,13 @@ class PretrainedModel(ABC):
     def hidden(self, batch: Batch) -> Float[Tensor, "N H"]:
         """The last hidden state from which each response token is predicted."""
 
+    def pack_rows(self) -> None:
+        """From now on ``hidden`` reads several sequences in a row while the module trains; AssayError if it cannot."""
+        raise AssayError(
+            f"model {self.name!r} ({type(self.module).__name__}) reads prompts and responses in rows of their own, "
+            "which are not packed: set distillation.training.packing to false"
+        )
+
     @abstractmethod
     def prompt_hidden(self, prompt_ids: Sequence[tuple[int, ...]]) -> Float[Tensor, "N H"]:
         """The last hidden state at every prompt token, prompt after prompt."""
@@ -126,7 +142,7 @@ class PretrainedModel(ABC):
         """What models of the family multiply their logits with, likeliest first; the module itself decides."""
 
     def head(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
-        """Log-probabilities (nats): log softmax of softcap(scale · W h + b), in float32."""
+        """Log-probabilities (nats): log softmax of softcap(scale · W h + b), in float32, over the kept rows of W."""
         return self._logits(hidden_NH.to(self._output_embeddings.weight.device)).float().log_softmax(dim=-1)
 
     def log_probs(self, batch: Batch) -> Float[Tensor, "N V"]:
@@ -155,7 +171,7 @@ class PretrainedModel(ABC):
             logits = logits + self._logits_bias
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return logits[..., : self.vocab_size]
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -163,6 +179,7 @@ class PretrainedModel(ABC):
         with self.evaluating():
             try:
                 hidden, expected = self._hidden_and_logits(input_ids.to(self.device))
+                expected = expected[..., : self.vocab_size]
             except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise AssayError(
                     f"model {self.name!r} ({type(self.module).__name__}) cannot be run as its family is: it is not "
@@ -209,6 +226,32 @@ class PretrainedModel(ABC):
             raise AssayError("a prompt or a response is empty: every sequence needs at least one token of each")
         for prompt, response in {(len(p), len(r)) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)}:
             self.check_lengths(prompt, response)
+
+
+def eos_token_ids(module: PreTrainedModel) -> list[int]:
+    """Every token that ends a response as the model's config.json and its generation_config.json state."""
+    configs = (module.config, getattr(module, "generation_config", None))
+    stated = [getattr(config, "eos_token_id", None) for config in configs]
+    several = [ids if isinstance(ids, list | tuple) else [ids] for ids in stated]
+    return sorted({token_id for ids in several for token_id in ids if isinstance(token_id, int)})
+
+
+def _one_eos_token_id(module: PreTrainedModel, name: str, eos_token_id: int | None) -> int:
+    stated = eos_token_ids(module)
+    if eos_token_id is None and len(stated) == 1:
+        return stated[0]
+    if eos_token_id is None:
+        raise AssayError(
+            f"model {name!r} states no single end-of-sequence token ({stated}): give its tokenizer's, or set one "
+            "eos_token_id in its config.json"
+        )
+    if eos_token_id not in stated:
+        raise AssayError(
+            f"the tokenizer ends sequences with token {eos_token_id}, but {name!r} with {stated}: responses would not "
+            "end; choose the tokenizer that the model was trained with, or add the token to eos_token_id in its "
+            "config.json"
+        )
+    return eos_token_id
 
 
 def sample_responses(

@@ -24,7 +24,9 @@ class Seq2SeqModel(PretrainedModel):
 
     prompts_are_closed = True
 
-    def __init__(self, module: PreTrainedModel, name: str, eos_token_id: int | None = None) -> None:
+    def __init__(
+        self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
+    ) -> None:
         config = module.config
         limit = getattr(config, "max_position_embeddings", None)
         if not isinstance(limit, int) and not hasattr(config, "relative_attention_num_buckets"):
@@ -34,7 +36,7 @@ class Seq2SeqModel(PretrainedModel):
             raise AssayError(f"model {name!r} has no decoder_start_token_id in its config.json: set it")
         self.max_context_tokens = limit
         self._start_token_id = start
-        super().__init__(module, name, eos_token_id)
+        super().__init__(module, name, eos_token_id, vocab_size)
 
     def check_lengths(self, num_prompt_tokens: int, num_response_tokens: int) -> None:
         """Raises AssayError when the prompt or the response is longer than the context."""

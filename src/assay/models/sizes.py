@@ -116,7 +116,7 @@ def size_of(name: str) -> ModelSize | None:
         raise AssayError(f"cannot read the size of model {name!r}: {(str(error).splitlines() or ['?'])[0]}") from error
     if not isinstance(config, dict) or not shapes:
         raise AssayError(f"cannot read the size of model {name!r}: give a folder with config.json and safetensors")
-    return _from_shapes(name, config, shapes)
+    return size_from_shapes(name, config, shapes)
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -134,7 +134,12 @@ _TABLES = {
 """Modules that are looked up by token or position, and the head; by name, for a body may be as wide as a vocabulary."""
 
 
-def _from_shapes(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelSize:
+def size_from_shapes(name: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> ModelSize:
+    """The size of a model with this config.json and these weights, a tied head once.
+
+    Raises AssayError when the config lacks a number that costs follow from.
+    """
+
     def field(*names: str) -> int:
         for key in names:
             if isinstance(config.get(key), int):

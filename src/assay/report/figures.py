@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from assay.report.files import Table
 from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_style, plain_ticks, round_values, to_svg
 from assay.report.tables import Study, banded
-from assay.report.words import golden_axis, readable, visible
+from assay.report.words import golden_axis, proxy_axis, readable, visible
 
 PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255")
 _STAGE_COLOUR = "#9aa3ad"
@@ -83,7 +83,7 @@ def proxy_golden_plane(study: Study, narrow: bool = False) -> tuple[Figure, Tabl
     axes.margins(0.07)
     for label in study.labels:
         _arrows(axes, study.mean(label, "proxy_nats"), study.mean(label, "golden_nats"), _colour(study, label))
-    axes.set_xlabel("proxy: distance from the teacher (nats per sequence)")
+    axes.set_xlabel(f"{proxy_axis(study.proxy_is)} (nats per sequence)")
     axes.set_ylabel(f"{golden_axis(study.truth)} (nats per sequence)")
     return figure, study.columns(["proxy_nats", "golden_nats"])
 
@@ -150,9 +150,10 @@ def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         ticks = round_values(low, high)
         close = [value for value in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < value < high]
         plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
-        axes.set_title(_curve_name(study, metric))
+        if len(metrics) > 1:
+            axes.set_title(_curve_name(study, metric))
         axes.set_xlabel("optimiser step")
-        axes.set_ylabel("nats per sequence")
+        axes.set_ylabel("nats per sequence" if len(metrics) > 1 else "held-out proxy (nats per sequence)")
     return figure, [row for row in study.columns([f"{metric}_nats" for metric in metrics]) if row["step"] > 0]
 
 
@@ -235,7 +236,7 @@ FIGURES: dict[str, FigureSpec] = {
     ),
     "training_curves": FigureSpec(
         training_curves,
-        "The three curves that name the case",
+        "The curves that name the case",
         "All three down: healthy. The first two down and golden up: teacher hacking. Only the first down: "
         "overfitting to the distillation set. The horizontal axis is logarithmic, with step 0 set apart at its left "
         "edge.",

@@ -22,28 +22,11 @@ from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
 from assay.report.style import PALETTE
 from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
-from assay.report.words import comparison, deed, duration, interval, nats, readable, visible
+from assay.report.words import comparison, deed, duration, interval, meaning, nats, proxy, readable, visible
 
 NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
 
-MEANINGS = {
-    "teacher_hacking": (
-        "The student moved closer to its teacher, or at least no further away, and away from the truth. "
-        "Watching the proxy would not have warned you."
-    ),
-    "overfitting": (
-        "The student learned its distillation set by heart: it moved away from the truth after the held-out proxy "
-        "had already turned up. Stopping on the proxy would have been in time."
-    ),
-    "healthy": "No significant loss of truth: where the student came closer to its teacher, golden did not suffer.",
-    "benign_disagreement": "The student ended further from its teacher than it had been, at no cost in truth.",
-    "undecided": "The evidence does not settle it: the intervals are too wide, or golden was already recovering.",
-    "hacking_suspected": (
-        "Nobody told this run what the truth is. The detector finds in its curves what runs have that lose truth, "
-        "and cannot say how much was lost: give held-out references to know."
-    ),
-}
 _ICONS = {
     "teacher_hacking": "✗",
     "overfitting": "!",
@@ -115,6 +98,7 @@ def render(study: Study, pictures: list[Row]) -> str:
         waiting=[{"label": label, "slot": slot(study, label)} for label in study.waiting],
         references=first.summary["references"] if len(study.runs) == 1 and study.truth == "oracle" else None,
         truth=study.truth,
+        proxy_is=study.proxy_is,
         pictures=pictures,
         samples=[block for run in _one_of_each_experiment(study) for block in samples(study, run)],
         curves=[curve for curve in study.curves if curve.summary],
@@ -138,6 +122,7 @@ def fill(template: str, **fields: Any) -> str:
         "interval": interval,
         "duration": duration,
         "readable": readable,
+        "proxy_words": proxy,
         "visible": lambda value: visible(str(value), keep="\n\t"),
     }
     return environment.get_template(template).render(palette=PALETTE, **fields)
@@ -172,7 +157,8 @@ def headline(study: Study) -> str:
         if count:
             who = f"The {finished}arm" if len(verdicts) == 1 else f"{count} of {total}"
             return f"{who} {phrase.format('its' if count == 1 else 'their')}"
-    return f"No teacher hacking in {total if len(verdicts) > 1 else f'the {finished}arm'}"
+    no = "No teacher hacking" if study.truth is not None else "No sign of teacher hacking"
+    return f"{no} in {total if len(verdicts) > 1 else f'the {finished}arm'}"
 
 
 def unfinished(study: Study) -> list[str]:
@@ -244,7 +230,7 @@ def card(study: Study, label: str, limits: tuple[float, float]) -> Row:
         "tone": agreed or ("running" if not counts else "undecided"),
         "icon": _ICONS.get(agreed or "undecided") if counts else "…",
         "title": title,
-        "meaning": MEANINGS[agreed] if agreed else "",
+        "meaning": meaning(agreed, study.truth) if agreed else "",
         "entries": entries,
         "last_step": max(curve.rows[-1]["step"] for curve in curves),
         "spark": sparkline(study.mean(label, _shown_on_cards(study)), limits),

@@ -104,6 +104,11 @@ class Study:
         """What golden is: a distance from the "oracle", the NLL of "references", or, for None, unknown."""
         return self.runs[0].summary["truth"]
 
+    @property
+    def proxy_is(self) -> str:
+        """What proxy and train proxy are: "exact", a "lower_bound", or known "up_to_a_constant"."""
+        return self.runs[0].summary["proxy_is"]
+
     @cached_property
     def has_replicates(self) -> bool:
         """Whether any label has more than one seed."""
@@ -159,10 +164,11 @@ def read_study(run_directories: Sequence[Path], names: Sequence[str] | None = No
     if not run_directories:
         raise AssayError("no run directory was given: name at least one")
     runs = tuple(read_run(Path(os.path.realpath(directory))) for directory in run_directories)
-    truths = {run.summary["truth"]: run.directory.name for run in runs}
-    if len(truths) > 1:
-        said = ", ".join(f"{name}: {words.truth(truth)}" for truth, name in truths.items())
-        raise AssayError(f"these runs have unlike truths, which no figure can show on one axis: {said}")
+    for measure, say in (("truth", words.truth), ("proxy_is", words.proxy)):
+        kinds = {run.summary[measure]: run.directory.name for run in runs}
+        if len(kinds) > 1:
+            said = ", ".join(f"{name}: {say(kind)}" for kind, name in kinds.items())
+            raise AssayError(f"these runs measure unlike things, which no figure can show on one axis: {said}")
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     if names is not None:
         name_of = {run.experiment: name for run, name in zip(runs, names, strict=True)}

@@ -12,6 +12,34 @@ _SYMBOLS = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
 _SYMBOLS |= dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
 
 
+_MEANINGS = {
+    "teacher_hacking": (
+        "The student moved closer to its teacher, or at least no further away, and away from the truth. "
+        "Watching the proxy would not have warned you."
+    ),
+    "overfitting": (
+        "The student learned its distillation set by heart: it moved away from the truth after the held-out proxy "
+        "had already turned up. Stopping on the proxy would have been in time."
+    ),
+    "healthy": "No significant loss of truth: where the student came closer to its teacher, golden did not suffer.",
+    "benign_disagreement": "The student ended further from its teacher than it had been, at no cost in truth.",
+    "undecided": "The evidence does not settle it: the intervals are too wide, or golden was already recovering.",
+    "hacking_suspected": (
+        "Nobody told this run what the truth is. The detector finds in its curves what runs have that lose truth, "
+        "and cannot say how much was lost: give held-out references to know."
+    ),
+}
+_WITHOUT_TRUTH = {
+    "healthy": "The detector finds no sign that truth was lost. Nothing here could measure it: references would.",
+    "undecided": "The curves do not settle it for the detector, and nothing here could measure the truth.",
+}
+
+
+def meaning(verdict: str, truth: str | None) -> str:
+    """What a verdict says about a student, in a sentence or two."""
+    return (_MEANINGS if truth is not None else _MEANINGS | _WITHOUT_TRUTH)[verdict]
+
+
 def visible(text: str, keep: str = "") -> str:
     """The text with control characters, all but those in ``keep``, as symbols: a model may write any of them.
 
@@ -23,13 +51,33 @@ def visible(text: str, keep: str = "") -> str:
 
 def truth(kind: str | None) -> str:
     """What a run takes for the truth, as summary.json's ``truth`` says it."""
-    return {"oracle": "an oracle", "references": "held-out references", None: "none"}[kind]
+    return {"oracle": "an oracle as the truth", "references": "held-out references as the truth", None: "no truth"}[
+        kind
+    ]
+
+
+def proxy(kind: str) -> str:
+    """What a run's proxy is, as summary.json's ``proxy_is`` says it."""
+    return {
+        "exact": "the distance to the teacher",
+        "lower_bound": "a lower bound of the distance to the teacher, which lists its most probable tokens",
+        "up_to_a_constant": "the distance to the teacher up to a constant: NLL of its held-out responses",
+    }[kind]
+
+
+def proxy_axis(kind: str) -> str:
+    """What a run's proxy is, for an axis."""
+    return {
+        "exact": "proxy: distance from the teacher",
+        "lower_bound": "proxy: lower bound of the distance from the teacher",
+        "up_to_a_constant": "proxy up to a constant: NLL of the teacher's responses",
+    }[kind]
 
 
 def golden_axis(kind: str | None) -> str:
     """What golden measures where ``kind`` is the truth, for an axis."""
     if kind == "references":
-        return "golden up to a constant: −log student of references"
+        return "golden up to a constant: NLL of references"
     return "golden: distance from the oracle"
 
 

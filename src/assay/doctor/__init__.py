@@ -1,0 +1,1 @@
+"""Before a run: does this pair of models and these prompts fit together. ``examination.examine`` is the entry."""
