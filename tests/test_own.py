@@ -29,8 +29,8 @@ def wish(**changes: Any) -> Distill:
     return Distill(**{"student": "define-student", "teacher": "define-teacher", "prompts": "p.jsonl"} | changes)
 
 
-def set_out(asked: Distill, num_prompts: dict[Split, int] | None = None, num_responses: int = 0) -> Experiment:
-    return filled(asked, asked.draft(), Survey(num_prompts or PROMPTS, num_responses))
+def set_out(asked: Distill, num_prompts: dict[Split, int] | None = None) -> Experiment:
+    return filled(asked, asked.draft(), Survey(num_prompts or PROMPTS))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,14 +15,18 @@ import pytest
 from assay import runs
 from assay.config import Experiment
 from assay.config_file import from_dict
+from assay.data.splitting import Survey
 from assay.data.tasks import corpus_rows, get_task
+from assay.diagnosing import diagnosis_of
 from assay.errors import AssayError
+from assay.integrations.logs import read_log
 from assay.models.loading import load_model, load_tokenizer
-from assay.recipes.own import Distill
+from assay.recipes.own import Distill, filled
 from assay.results import per_prompt
 from assay.types import Batch
 from assay.validation import validate
-from assay.workspace import Workspace
+from assay.workspace import Workspace, survey
+from runs_in_process import run_in_process
 
 NUM_ROWS = 200
 
@@ -121,6 +126,32 @@ def test_a_prompt_without_a_response_is_named_by_its_line(file: Path, tmp_path: 
     assert result.returncode == 2
     assert "line 7" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_without_references_nothing_is_known_that_could_decide(file: Path, tmp_path: Path) -> None:
+    """Whatever the detector makes of a proxy that is known up to a constant; with references they are listened to."""
+    wish = Distill(
+        student="define-student", prompts=str(file), responses="answers", max_prompt_tokens=24, max_response_tokens=12
+    )
+    draft = wish.draft()
+    experiment = filled(wish, draft, survey(draft))
+    (arm,) = experiment.arms
+    assert (arm.policy, arm.alarm) == ("off", "detector")
+    training = dataclasses.replace(experiment.distillation.training, num_steps=3)
+    experiment = dataclasses.replace(
+        experiment,
+        distillation=dataclasses.replace(experiment.distillation, training=training),
+        probe=dataclasses.replace(experiment.probe, num_evaluations=4),
+    )
+    run_in_process(experiment, tmp_path / "run")
+    (entry,) = runs.read_json(tmp_path / "run" / "summary.json")["arms"]
+    assert entry["verdict"] == "undecided"
+    assert entry["best_step"] == 3
+    folder = tmp_path / "run" / "arms" / "distill"
+    assert load_model(str(folder / "best")).digest == load_model(str(folder / "student")).digest
+    assert diagnosis_of(read_log(tmp_path / "run")).verdict == "undecided"
+    given = filled(wish, draft, Survey({"distillation": 100, "held_out": 50}, 2, num_references=50)).arms[0]
+    assert (given.policy, given.alarm) == ("stop", "references")
 
 
 @pytest.mark.parametrize(

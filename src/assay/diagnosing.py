@@ -82,7 +82,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _judged(log: Log, golden: str | None) -> Case | None:
-    """The verdict of a finished run of assay, from per-prompt values of its truth; not if another column is named."""
+    """The verdict of a finished run of assay, unless it is the detector's own; not if another column is named."""
     if golden not in (None, "golden_nats"):
         return None
     if log.folder is not None and (log.folder / "verdict.json").exists():
@@ -90,7 +90,8 @@ def _judged(log: Log, golden: str | None) -> Case | None:
     if log.folder is None or not (log.folder / "summary.json").exists():
         return None
     summary = read_summary(log.folder / "summary.json")
-    if summary["truth"] is None or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
+    by_the_detector = summary["truth"] is None and summary["proxy_is"] != "up_to_a_constant"
+    if by_the_detector or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
         return None
     for entry in summary["arms"]:
         if entry["source"] == log.arm:

@@ -27,7 +27,8 @@ class Recorder:
 
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
-    likely, and without references the one that the detector recommends at the end. A resumed arm drops what it had
+    likely, and without references the one that the detector recommends at the end (the last one where the teacher
+    gives text only, which the detector cannot judge). A resumed arm drops what it had
     recorded beyond its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on
     the records up to it, without golden; ``action`` what the arm's policy made of it. While a student may be gone back
     to, ``kept`` holds that of every evaluation.
@@ -77,6 +78,8 @@ class Recorder:
         """The step whose student the detector would keep, where no truth was there to say it; else None."""
         if self.has_oracle or self.probe.has_references:
             return None
+        if "teacher" not in self.experiment.models.names:
+            return (self.records or [])[-1]["step"]
         return int(self.policy.detector.diagnose().recommended_step)
 
     def _take_up(self, state: FitState) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from assay.policy import as_a_log
 from assay.statistics import Estimate, Interval, mean_estimate
 
 Truth = Literal["oracle", "references"]
+ProxyIs = Literal["exact", "lower_bound", "up_to_a_constant"]
 GOLDEN_METRIC: dict[Truth, str] = {"oracle": "golden", "references": "reference_nll"}
 """The metric of the probe that is golden, by what the truth is; that of references is golden up to a constant."""
 
@@ -73,7 +74,10 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
             "proxy_at_start": float(start["proxy"].mean()),
         },
         "arms": [
-            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm], truth, kept[arm])
+            summarise_arm(
+                *(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]),
+                *(truth, kept[arm], proxy_is(experiment)),
+            )
             for arm in arms
         ],
         "comparisons": [
@@ -85,7 +89,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
     runs.write_json(folder / "summary.json", summary)
 
 
-def proxy_is(experiment: Experiment) -> Literal["exact", "lower_bound", "up_to_a_constant"]:
+def proxy_is(experiment: Experiment) -> ProxyIs:
     """What a run's proxy and train proxy are.
 
     KL(teacher‖student); a lower bound of it where the teacher lists its most probable tokens; −log student of the
@@ -146,11 +150,13 @@ def summarise_arm(
     records: Sequence[dict[str, Any]],
     truth: Truth | None = "oracle",
     kept: int | None = None,
+    measured: ProxyIs = "exact",
 ) -> dict[str, Any]:
     """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of.
 
-    ``detector`` is what the detector says of the log alone; without a truth it is the verdict. Tokens are None where
-    the records do not count them.
+    ``detector`` is what the detector says of the log alone; without a truth it is the verdict, unless the proxy is
+    known up to a constant: then nothing is known that could decide. Tokens are None where the records do not count
+    them.
     """
     if not records:
         raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
@@ -165,9 +171,11 @@ def summarise_arm(
         "source": arm,
         "seed": seed,
         **(
-            _word_of_the_detector(diagnosis)
-            if golden_SP is None
-            else _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
+            _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
+            if golden_SP is not None
+            else _word_of_the_detector(diagnosis)
+            if measured != "up_to_a_constant"
+            else _unknown(int(steps_S[-1]))
         ),
         "kept_step": final["step"],
         "alarm_step": next((record["step"] for record in records if record.get("alarm")), None),
@@ -244,6 +252,21 @@ def _word_of_the_detector(diagnosis: Diagnosis) -> dict[str, Any]:
         "smallest_detectable_nats": None,
         "onset_step": None if diagnosis.onset_step is None else int(diagnosis.onset_step),
         "best_step": int(diagnosis.recommended_step),
+    }
+
+
+def _unknown(last_step: int) -> dict[str, Any]:
+    """The same fields where neither a truth nor the level of the proxy is known."""
+    return {
+        "verdict": "undecided",
+        "reason": (
+            "the teacher gives text only and there are no references: neither the truth nor the distance to the "
+            "teacher is measured, and the detector cannot judge curves that are known up to a constant"
+        ),
+        **_severity_fields(None),
+        "smallest_detectable_nats": None,
+        "onset_step": None,
+        "best_step": last_step,
     }
 
 

@@ -186,4 +186,5 @@ def survey(experiment: Experiment) -> Survey:
     splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if work.text.with_oracle else ()))
     found = {split: work.prompts(split, None) for split in splits}
     num_responses = min((len(prompt.response_ids) for prompt in found["distillation"]), default=0)
-    return Survey({split: len(prompts) for split, prompts in found.items()}, num_responses)
+    num_references = sum(bool(prompt.reference_ids) for prompt in found["held_out"])
+    return Survey({split: len(prompts) for split, prompts in found.items()}, num_responses, num_references)

@@ -25,13 +25,15 @@ COMMON_WORD_ROWS = 100
 
 @dataclass(frozen=True)
 class Survey:
-    """What a task holds for a run: prompts that fit its token limit, by split, and the teacher's responses to each.
+    """What a task holds for a run: prompts that fit its token limit, by split, and what comes with them.
 
-    ``num_responses`` is the least number to any prompt to distil on; 0 where no column holds the teacher's responses.
+    ``num_responses`` is the least number of the teacher's responses to any prompt to distil on; 0 where no column
+    holds them. ``num_references`` counts held-out prompts that have one.
     """
 
     num_prompts: dict[Split, int]
-    num_responses: int
+    num_responses: int = 0
+    num_references: int = 0
 
 
 class _Separators(dict[int, int]):

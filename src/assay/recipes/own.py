@@ -166,10 +166,13 @@ def filled(wish: Distill | Lab, draft: Experiment, found: Survey) -> Experiment:
         oracle_prompts = found.num_prompts["oracle"]
         stage_one = StageOneConfig(num_oracle_prompts=oracle_prompts, batch_size=min(64, oracle_prompts))
         return dataclasses.replace(experiment, stage_one=stage_one)
-    if wish.responses is not None:
+    if wish.responses is not None:  # the detector cannot judge a proxy that is known up to a constant
+        (arm,) = experiment.arms
+        if found.num_references:
+            arm = dataclasses.replace(arm, policy="stop", alarm="references")
         return dataclasses.replace(
             experiment,
-            arms=tuple(dataclasses.replace(arm, policy="stop") for arm in experiment.arms),
+            arms=(arm,),
             distillation=dataclasses.replace(distillation, completions_per_prompt=found.num_responses),
         )
     return _spent(experiment, wish.budget)
