@@ -13,7 +13,7 @@ import pytest
 from assay import runs
 from assay.config import ARMS, Experiment, ServerConfig
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet
+from assay.frozen_set import FrozenSet
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
 from assay.models.loading import load_model, load_tokenizer

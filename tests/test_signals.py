@@ -16,7 +16,8 @@ from assay.config import ProbeConfig, SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource, one_hot, one_listed
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet, build_probe, top_overlap, write_responses
+from assay.evaluation import build_probe, write_responses
+from assay.frozen_set import TOP, FrozenSet, top_overlap
 from assay.models import cached
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
@@ -275,7 +276,7 @@ def test_proxies_of_listed_tokens_are_lower_bounds_and_say_how_much_is_listed() 
         masses.append(found.means["captured_mass"])  # type: ignore[arg-type]
         for name in ("golden_nats", "student_entropy_nats_per_token", "kl_from_start_nats"):
             assert found.means[name] == exact.means[name]
-        if k >= evaluation.TOP:
+        if k >= TOP:
             assert found.means["top_overlap"] == pytest.approx(exact.means["top_overlap"], rel=1e-6)
         entropy = found.means["teacher_entropy_nats_per_token"]
         assert entropy == (pytest.approx(exact.means["teacher_entropy_nats_per_token"]) if k == VOCAB_SIZE else None)

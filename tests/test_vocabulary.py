@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from assay.config import Experiment, ModelsConfig, TaskConfig, TrainingConfig
 from assay.data.sources import one_hot
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet
+from assay.frozen_set import FrozenSet
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
 from assay.models.ensemble import Ensemble

@@ -15,7 +15,7 @@ from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
 from assay.errors import AssayError
-from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
+from assay.evaluation import Evaluation, Probe, evaluation_steps
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
 from assay.training import FitState, learning_rate_at, save_model
@@ -162,24 +162,8 @@ class Recorder:
 
     def _write_tables(self, found: Evaluation, step: int) -> None:
         seed = self.experiment.seed
-        values = [probe_table(v, arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
+        values = [v.table(arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
         runs.write_table(self.folder / "probe" / f"{step:08d}.parquet", pa.concat_tables(values))
         shown = self.probe.free_prompts[: len(found.samples)]
         samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
         runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
-
-
-def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:
-    """Rows of probe.parquet: one for each prompt of one metric at one evaluation."""
-    count = len(values.prompt_ids)
-    return pa.table(
-        {
-            "arm": pa.array([arm] * count),
-            "seed": pa.array([seed] * count, pa.int64()),
-            "step": pa.array([step] * count, pa.int64()),
-            "metric": pa.array([values.metric] * count),
-            "prompt_id": pa.array(values.prompt_ids),
-            "value_nats": pa.array(values.value_nats, pa.float64()),
-            "num_tokens": pa.array(values.num_tokens, pa.int32()),
-        }
-    )

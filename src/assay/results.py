@@ -60,7 +60,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
     kept = {arm: kept_step(folder, arm) for arm in arms}
     truth = truth_of(experiment, probe)
     distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
-    start = {name: values_SP[0] for name, values_SP in _judged_curves(probe, arms[0], truth)[1].items()}
+    start = {name: values_SP[0] for name, values_SP in judged_curves(probe, arms[0], truth)[1].items()}
     summary = {
         "schema": "assay.summary/1",
         "unit": "nats_per_sequence",
@@ -108,7 +108,7 @@ def truth_of(experiment: Experiment, probe: pa.Table) -> Truth | None:
     return "references" if len(probe.filter(pc.field("metric") == "reference_nll")) else None
 
 
-def _judged_curves(probe: pa.Table, arm: str, truth: Truth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def judged_curves(probe: pa.Table, arm: str, truth: Truth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Steps [S], and the values [S, P] of proxy and, where there is a truth, golden, on the same prompts."""
     rows = probe.filter(pc.field("arm") == arm)
     if truth == "references":  # not every prompt has one
@@ -155,11 +155,12 @@ def summarise_arm(
     """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of.
 
     ``detector`` is what the detector says of the log alone; without a truth it is the verdict, unless the proxy is
-    known up to a constant: then nothing is known that could decide.
+    known up to a constant: then nothing is known that could decide. Tokens are None where the records do not count
+    them.
     """
     if not records:
         raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
-    steps_S, curves = _judged_curves(probe, arm, truth)
+    steps_S, curves = judged_curves(probe, arm, truth)
     detector = Detector()
     for record in records:
         detector.update(as_a_log(record))
@@ -187,8 +188,8 @@ def summarise_arm(
         "golden": None if golden_SP is None else _curve_fields(steps_S, golden_SP, kept),
         "proxy": _curve_fields(steps_S, curves["proxy"], kept),
         "train_proxy": {"final": final["train_proxy_nats"]},
-        "generated_tokens": last["generated_tokens"],
-        "teacher_tokens": last["teacher_tokens"],
+        "generated_tokens": last.get("generated_tokens"),
+        "teacher_tokens": last.get("teacher_tokens"),
     }
 
 
@@ -206,7 +207,7 @@ def compare_with_online(
     the students that they leave. Both paired over the held-out prompts.
     """
     kept = kept or {}
-    steps_S, curves = _judged_curves(probe, arm, truth)
+    steps_S, curves = judged_curves(probe, arm, truth)
     golden_SP, proxy_SP = curves["golden"], curves["proxy"]
     online_steps_S, online_SP = per_prompt(probe, online, GOLDEN_METRIC[truth])
     final = compare_final(

@@ -24,12 +24,13 @@ from assay.data.store import responses_table
 from assay.data.tasks import corpus_digest
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
+from assay.evaluation import Probe, build_probe, write_responses
+from assay.frozen_set import FrozenSet
 from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
 from assay.models.pretrained import PretrainedModel
 from assay.preconditions import check_models
-from assay.recorder import Recorder, probe_table
+from assay.recorder import Recorder
 from assay.training import fit, save_model, save_tokenizer
 from assay.types import Progress, Prompt, Response, Writer
 from assay.workload import num_stored_signals
@@ -335,7 +336,7 @@ def _write_held_out(work: Workspace, model: Teacher | None, role: Writer) -> Non
         assert isinstance(model, PretrainedModel | Ensemble)
         distance, _ = golden.against(model)
         d_oracle_teacher = dataclasses.replace(distance, metric="d_oracle_teacher")
-        table = probe_table(d_oracle_teacher, arm="", seed=work.experiment.seed, step=0)
+        table = d_oracle_teacher.table(arm="", seed=work.experiment.seed, step=0)
         runs.write_table(work.stage_one / "d_oracle_teacher.parquet", table)
     if role == "teacher" and work.experiment.models.teacher_is_oracle:
         # one and the same held-out sample for both: golden is proxy by construction
