@@ -40,12 +40,17 @@ def main(output: str = "runs/trl") -> None:
         for split, count in (("held_out", 128), ("distillation", 256))
     )
 
+    prompts = [prompt.text for prompt in trained]
+    stored = answered(teacher, tokenizer, prompts)
     probe = Probe.build(
         teacher,
         tokenizer,
         [prompt.text for prompt in held_out],
         references=[f" {prompt.reference}" for prompt in held_out],
-        train_prompts=[prompt.text for prompt in trained],
+        train_prompts=prompts,
+        train_responses=[
+            tokenizer.decode([t for t in row["labels"] if t >= 0], skip_special_tokens=True) for row in stored
+        ],
         max_response_tokens=MAX_RESPONSE_TOKENS,
     )
 
@@ -73,7 +78,7 @@ def main(output: str = "runs/trl") -> None:
         # TRL's own collator for GKD pads on the left without position ids, which a model of absolute positions, as
         # these are, takes for other positions: its loss falls and it learns to answer prompts that begin late
         data_collator=DataCollatorForLanguageModeling(tokenizer.pad_token_id),
-        train_dataset=Dataset.from_list(answered(teacher, tokenizer, [prompt.text for prompt in trained])),
+        train_dataset=Dataset.from_list(stored),
         processing_class=tokenizer,
     )
     trainer.add_callback(HackingCallback(probe, mark_checkpoint=True))

@@ -490,6 +490,18 @@ TEMPLATE = (
 )
 
 
+def test_the_train_proxy_walks_on_the_stored_responses_where_they_are_given(probe: Probe) -> None:
+    """What is learned by heart, not new responses to the same prompts."""
+    given = build(train_responses=[f" {prompt.reference}" for prompt in TRAINED])
+    stored, fresh = (next(s for s in p.sets if s.metric == "train_proxy") for p in (given, probe))
+    assert stored.batch.prompt_ids == fresh.batch.prompt_ids
+    assert stored.batch.response_ids == [prompt.reference_ids for prompt in TRAINED]
+    assert stored.batch.response_ids != fresh.batch.response_ids
+    assert [r.truncated for r in stored.responses] == [
+        ids[-1] != TOKENIZER.eos_token_id for ids in stored.batch.response_ids
+    ]
+
+
 def test_messages_are_rendered_by_the_chat_template() -> None:
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = TEMPLATE
@@ -516,6 +528,8 @@ def test_messages_are_rendered_by_the_chat_template() -> None:
         ({"references": [*REFERENCES[:47], ""]}, r"the reference of prompts\[47\] is empty"),
         ({"train_prompts": TEXTS[5:9]}, "4 of the held-out prompts are among train_prompts"),
         ({"train_prompts": []}, "train_prompts must be a list"),
+        ({"train_responses": [" a"] * 3}, "16 train_prompts have 3 references"),
+        ({"train_prompts": None, "train_responses": [" a"]}, "train_responses belong to train_prompts"),
         ({"prompts": [[{"role": "user", "content": "a"}]] * 2, "references": None}, "the tokenizer has none"),
         ({"vocabulary": "shared", "oracle": gpt2().module}, "has no law over the first 512"),
         ({"oracle": gpt2().module}, "the tokenizer has ids up to 511, but 'the oracle' predicts 23"),

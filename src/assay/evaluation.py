@@ -129,6 +129,7 @@ class Probe:
         *,
         references: Sequence[str | None] | None = None,
         train_prompts: Sequence[Given] | None = None,
+        train_responses: Sequence[str] | None = None,
         oracle: GivenModel | None = None,
         num_prompts: int = 128,
         num_train_prompts: int = 32,
@@ -148,7 +149,8 @@ class Probe:
         tokenizer's chat template renders (texts too, with ``chat_template``: each as the one message of a user). The
         first ``num_prompts`` of them are used; a verdict needs 40. ``references`` follow their prompts directly, as
         completions do in TRL: they begin with a space where one belongs there. ``train_prompts`` are some of those that
-        the student trains on; the train proxy walks on responses of the teacher to the first ``num_train_prompts``.
+        the student trains on; the train proxy walks on ``train_responses``, the stored responses of the teacher that it
+        learns, or without them (responses are fresh every time) on new ones, to the first ``num_train_prompts``.
         Teacher and oracle write their responses here, once. ``batch_size`` sequences at a time are written and scored;
         None: up to 64, but of no more log-probabilities than ``MOST_LOG_PROBS``.
 
@@ -165,7 +167,9 @@ class Probe:
                 raise AssayError(f"{name} is {size}: it must be at least 1")
         lists = [("prompts", prompts, references, num_prompts)]
         if train_prompts is not None:
-            lists.append(("train_prompts", train_prompts, None, num_train_prompts))
+            lists.append(("train_prompts", train_prompts, train_responses, num_train_prompts))
+        elif train_responses is not None:
+            raise AssayError("train_responses belong to train_prompts: give both")
         with contextlib.ExitStack() as stack:
             shared = num_token_ids(tokenizer) if vocabulary == "shared" else None
             given_models: dict[Writer, GivenModel | None] = {"teacher": teacher, "oracle": oracle}
@@ -200,7 +204,15 @@ class Probe:
                 models,
                 held_out,
                 {writer: answers(writer, held_out, "held_out") for writer in models},
-                (train, answers("teacher", train, "train_proxy")),
+                (
+                    train,
+                    answers("teacher", train, "train_proxy")
+                    if train_responses is None
+                    else [
+                        Response(p.id, p.reference_ids, "teacher", p.reference_ids[-1] != tokenizer.eos_token_id)
+                        for p in train
+                    ],
+                ),
                 ProbeConfig(len(held_out), len(train), num_monitored, num_shown=0),
                 max_response_tokens=max_response_tokens,
                 seed=seed,
