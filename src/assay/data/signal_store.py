@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from assay import runs
 from assay.config import digest_of
 from assay.errors import AssayError
+from assay.models.batching import SCORING_BATCH_SIZE
 from assay.models.cached import KEPT, CachedLogProbs, Kept, by_length
 from assay.models.ensemble import Ensemble
 from assay.models.language_model import LanguageModel, ListingModel
@@ -98,13 +99,13 @@ class SignalStore(CachedLogProbs):
         return kept
 
     @torch.no_grad()
-    def compute(self, batch: Batch) -> list[Kept]:
+    def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Kept]:
         """What to keep of each sequence: what the store holds of it, or computed now and written."""
         kept = self.take(batch)
         missing = [row for row, value in enumerate(kept) if value is None]
         fresh = Batch([batch.prompt_ids[row] for row in missing], [batch.response_ids[row] for row in missing])
-        for rows, part in by_length(fresh):
-            values = super().compute(part)
+        for rows, part in by_length(fresh, batch_size):
+            values = super().compute(part, batch_size)
             self._write(part, values)
             for row, value in zip(rows, values, strict=True):
                 kept[missing[row]] = value
