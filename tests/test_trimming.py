@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+import tiny_models
 from assay import AssayError
 from assay.data.tasks import corpus_rows, encode, get_task
 from assay.models.causal import CausalModel
@@ -28,7 +28,7 @@ def _full(vocab_size: int) -> PreTrainedTokenizerFast:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(GLOSSES, vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<pad>", chat_template="{{ x }}"
+        tokenizer_object=bpe._tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<pad>", chat_template="{x}"
     )
 
 
@@ -44,7 +44,8 @@ def _trim(texts: list[str]) -> tuple[list[int], PreTrainedTokenizerFast]:
 @given(st.lists(st.sampled_from(GLOSSES), min_size=1, max_size=30, unique=True))
 def test_every_text_of_the_corpus_is_tokenised_as_before(texts: list[str]) -> None:
     kept, small = _trim(texts)
-    assert len(kept) < len(TOKENIZER) and len(small) == len(kept)
+    assert len(kept) < len(TOKENIZER)
+    assert len(small) == len(kept)
     for text in texts:
         assert [kept[token_id] for token_id in encode(small, text)] == encode(TOKENIZER, text)
         assert small.decode(encode(small, text)) == text
@@ -56,7 +57,8 @@ def test_kept_are_the_needed_the_special_and_what_they_are_merged_from_and_no_mo
     kept, _ = _trim(texts)
     of_token = TOKENIZER.convert_ids_to_tokens
     special = set(TOKENIZER.convert_tokens_to_ids(SPECIAL))
-    assert special <= set(kept) and kept == sorted(set(kept))
+    assert special <= set(kept)
+    assert kept == sorted(set(kept))
     for token_id in set(kept) - needed - special:
         assert any(of_token(token_id) in of_token(larger) for larger in needed)
     assert len(kept) > len(needed | special)  # the closure is needed at all
@@ -73,8 +75,9 @@ def test_each_of_several_merges_into_one_token_is_kept() -> None:
 
 def test_what_is_cut_off_becomes_the_unknown_token() -> None:
     _, small = _trim([" a dog"])
-    assert small.unk_token_id in encode(small, " a zebra") and small.unk_token_id not in encode(small, " a dog")
-    assert (small.eos_token, small.pad_token, small.chat_template) == ("<end>", "<pad>", "{{ x }}")
+    assert small.unk_token_id in encode(small, " a zebra")
+    assert small.unk_token_id not in encode(small, " a dog")
+    assert (small.eos_token, small.pad_token, small.chat_template) == ("<end>", "<pad>", "{x}")
     without = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="<end>")
     with pytest.raises(AssayError, match="no unknown token"):
         trimmed_tokenizer(without, [0, 1, 2])
@@ -100,7 +103,8 @@ def test_the_law_is_the_full_one_renormalised_over_kept_tokens(tied: bool, tempe
     full = tiny_models.llama(tied=tied)
     before = full.digest
     small = CausalModel(trimmed_model(full.module, KEPT, temperature), "small")
-    assert small.vocab_size == len(KEPT) and full.digest == before
+    assert small.vocab_size == len(KEPT)
+    assert full.digest == before
     assert len(small.module.state_dict()) == len(full.module.state_dict())
     with torch.no_grad():
         log_q_NV = small.log_probs(Batch(PROMPTS, RESPONSES))

@@ -45,6 +45,7 @@ from assay.data.tasks import corpus_rows, encode, get_task
 from assay.data.user_text import read_rows
 from assay.errors import AssayError
 from assay.evaluation import write_responses
+from assay.models.bases import HEAD_SIZE
 from assay.models.causal import CausalModel
 from assay.models.loading import load_model, load_tokenizer
 from assay.models.trimming import kept_token_ids, trimmed_model, trimmed_tokenizer
@@ -231,7 +232,7 @@ def new_model(small: Small, oracle: CausalModel) -> CausalModel:
         hidden_size=small.hidden_size,
         intermediate_size=3 * small.hidden_size,
         num_hidden_layers=small.num_layers,
-        num_attention_heads=small.hidden_size // 32,
+        num_attention_heads=small.hidden_size // HEAD_SIZE,
         max_position_embeddings=MAX_PROMPT_TOKENS + MAX_RESPONSE_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=oracle.module.config.bos_token_id,
@@ -300,6 +301,14 @@ def experiment(out: Path) -> Experiment:
     )
 
 
+def build(out: Path, progress: Callable[[str], None], students: Sequence[Small] = (TEACHER, STUDENT)) -> None:
+    """Everything of the world that is not in ``out`` yet: oracle, prompts, the small models, smollm2.yaml."""
+    build_oracle(out, progress)
+    for small in students:
+        pretrain(small, out, progress)
+    runs.write_json(out / "smollm2.yaml", to_dict(experiment(out)))
+
+
 def main() -> None:
     """Builds what is not there yet, and prints the command that runs the experiment."""
     parser = argparse.ArgumentParser(
@@ -309,10 +318,7 @@ def main() -> None:
     out = parser.parse_args().out
     torch.set_num_threads(1)
     try:
-        build_oracle(out, print)
-        for small in (TEACHER, STUDENT):
-            pretrain(small, out, print)
-        runs.write_json(out / "smollm2.yaml", to_dict(experiment(out)))
+        build(out, print)
     except AssayError as error:
         sys.exit(f"assay: {error}")
     print(f"assay run {out / 'smollm2.yaml'}")
