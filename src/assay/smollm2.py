@@ -200,8 +200,10 @@ def measure_trimming(
     responses = write_responses(trimmed, "oracle", prompts, MAX_RESPONSE_TOKENS, purpose="trimming", seed=0)
     batch = Batch([prompt.token_ids for prompt in prompts], [response.token_ids for response in responses])
     log_q_NV = trimmed.log_probs(batch)
-    old = [[tuple(kept[i] for i in ids) for ids in rows] for rows in (batch.prompt_ids, batch.response_ids)]
-    log_p_NV = (full.log_probs(Batch(*old)) / temperature).log_softmax(dim=-1)[:, list(kept)]
+    prompt_ids, response_ids = (
+        [tuple(kept[i] for i in ids) for ids in rows] for rows in (batch.prompt_ids, batch.response_ids)
+    )
+    log_p_NV = (full.log_probs(Batch(prompt_ids, response_ids)) / temperature).log_softmax(dim=-1)[:, list(kept)]
     log_kept_N = log_p_NV.logsumexp(dim=-1)
     log_p_NV = log_p_NV - log_kept_N[:, None]
     missed_N = 1 - log_kept_N.exp()
@@ -217,9 +219,10 @@ def measure_trimming(
 def read_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The rows of a file of this world as prompts with references."""
     prompts = []
+    end: Any = tokenizer.eos_token_id
     for row in read_rows(path):
         text, reference = row.columns["prompt"], row.columns["reference"]
-        reference_ids = (*encode(tokenizer, f" {reference}"), tokenizer.eos_token_id)
+        reference_ids = (*encode(tokenizer, f" {reference}"), end)
         prompts.append(Prompt(row.id, text, tuple(encode(tokenizer, text)), reference, reference_ids))
     return prompts
 
@@ -292,12 +295,12 @@ def experiment(out: Path) -> Experiment:
             str(out / "prompts.jsonl"), max_prompt_tokens=MAX_PROMPT_TOKENS, max_response_tokens=MAX_RESPONSE_TOKENS
         ),
         models=ModelsConfig(str(out / "oracle"), str(out / "teacher"), str(out / "student")),
-        stage_one=StageOneConfig(num_oracle_prompts=1536, teacher_epochs=3.0, student_epochs=1.0, batch_size=32),
+        stage_one=StageOneConfig(num_oracle_prompts=1024, teacher_epochs=4.0, student_epochs=1.0, batch_size=32),
         distillation=DistillationConfig(
-            num_prompts=256, training=TrainingConfig(num_steps=600, batch_size=32, learning_rate=3e-4)
+            num_prompts=256, training=TrainingConfig(num_steps=400, batch_size=32, learning_rate=3e-4)
         ),
         arms=(ARMS["offline"], ARMS["online_teacher"]),
-        probe=ProbeConfig(num_prompts=192, num_train_pairs=128, num_monitored=48),
+        probe=ProbeConfig(num_prompts=160, num_train_pairs=128, num_monitored=48),
     )
 
 
