@@ -1,9 +1,9 @@
 """Teacher hacking with a real oracle, SmolLM2-135M-Instruct: offline against online teacher, as one committed table.
 
     python -m assay.smollm2 --out runs/smollm2            # once; its docstring says what to install
-    python benchmarks/smollm2.py [--world runs/smollm2] [--runs runs] [--seeds 1 2 3]     # resumable
+    python benchmarks/smollm2.py [--runs runs/smollm2-runs] [--workers 1]       # resumable
 
-The dials were chosen on seed 100. Writes benchmarks/smollm2/smollm2-seed<n>.json (the runs' summaries), trimming.json,
+The dials were chosen on seed 100. Writes benchmarks/smollm2/seed<n>.json (the runs' summaries), trimming.json,
 results.md and figure.svg, after every seed.
 """
 
@@ -16,17 +16,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from assay import run_experiment
 from assay.config_file import load
 from assay.report.html import write_report
+from assay.sweep import run_folder, run_sweep
 
 OUT = Path(__file__).parent / "smollm2"
 
-HEAD = (
-    "| seed | arm | verdict | hacking severity [95 %] | overfitting severity [95 %] | golden start → best (step) → end "
-    "| proxy start → best (step) → end | train proxy at the end | offline ends above online [95 %] |\n"
-    + "|---" * 9
-    + "|\n"
+COLUMNS = (
+    "seed",
+    "d(oracle, teacher)",
+    "arm",
+    "verdict",
+    "hacking severity [95 %]",
+    "overfitting severity [95 %]",
+    "golden start → best (step) → end",
+    "proxy start → best (step) → end",
+    "train proxy at the end",
+    "ends above [95 %]",
 )
 
 
@@ -34,9 +40,15 @@ def rows(summary: dict[str, Any]) -> str:
     """One row per arm, in Markdown."""
     lines = []
     for arm in summary["arms"]:
-        pairs = [pair for pair in summary["comparisons"] if pair["arm"] == arm["source"]]
+        above = [
+            f"{pair['online_arm'].replace('_', ' ')}: "
+            + interval(pair["golden_final_minus_online_nats"], pair["ci95_golden_final_minus_online"])
+            for pair in summary["comparisons"]
+            if pair["arm"] == arm["source"]
+        ]
         cells = [
             arm["seed"],
+            f"{summary['references']['d_oracle_teacher']:.2f}",
             arm["source"].replace("_", " "),
             arm["verdict"].replace("_", " "),
             interval(arm["severity_hacking_nats"], arm["ci95_hacking"]),
@@ -44,9 +56,9 @@ def rows(summary: dict[str, Any]) -> str:
             curve(arm["golden"]),
             curve(arm["proxy"]),
             f"{arm['train_proxy']['final']:.2f}",
-            *[interval(p["golden_final_minus_online_nats"], p["ci95_golden_final_minus_online"]) for p in pairs],
+            "; ".join(above),
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + (" |\n" if pairs else " | |\n"))
+        lines.append("| " + " | ".join(map(str, cells)) + " |\n")
     return "".join(lines)
 
 
@@ -63,29 +75,30 @@ def interval(value: float | None, bounds: list[float | None]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--world", type=Path, default=Path("runs/smollm2"), help="the folder that was built")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs go (not committed)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/smollm2-runs"), help="where the runs go (not committed)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int, default=None, help="processes; one per core by default")
     arguments = parser.parse_args()
     experiment = load(arguments.world / "smollm2.yaml")
     OUT.mkdir(exist_ok=True)
     shutil.copy(arguments.world / "oracle" / "trimming.json", OUT / "trimming.json")
     table, folders = "", []
     for seed in arguments.seeds:
-        folder = arguments.runs / f"smollm2-seed{seed}"
-        run_experiment(dataclasses.replace(experiment, seed=seed), folder)
-        shutil.copy(folder / "summary.json", OUT / f"{folder.name}.json")
-        summary = json.loads((folder / "summary.json").read_text())
-        folders.append(folder)
-        table += rows(summary)
-        distance = summary["references"]["d_oracle_teacher"]
-        print(folder.name, f"d(oracle, teacher) {distance:.2f}", [(a["source"], a["verdict"]) for a in summary["arms"]])
+        run = dataclasses.replace(experiment, seed=seed)
+        failures = run_sweep([run], arguments.runs, print, arguments.workers)
+        if failures:
+            raise SystemExit(f"seed {seed} failed: {failures}")
+        folders.append(run_folder(run, arguments.runs))
+        table += rows(json.loads(shutil.copy(folders[-1] / "summary.json", OUT / f"seed{seed}.json").read_text()))
         (OUT / "results.md").write_text(
-            "# With a real oracle\n\nMade by `python benchmarks/smollm2.py`. Nats per sequence on "
+            "# With a real oracle: the table\n\nMade by `python benchmarks/smollm2.py`. Nats per sequence on "
             f"{experiment.probe.num_prompts} held-out prompts; intervals are over prompts. The seeds share the world: "
-            "oracle, bases, corpus.\n\n" + HEAD + table
+            f"oracle, bases, corpus.\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{table}"
         )
-        report = write_report(folders, arguments.runs / "smollm2-report")
-        shutil.copy(report.parent / "figures" / "training_curves.svg", OUT / "figure.svg")
+    report = write_report(folders, arguments.runs / "report")
+    shutil.copy(report.parent / "figures" / "training_curves.svg", OUT / "figure.svg")
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def experiment(out: Path) -> Experiment:
         models=ModelsConfig(str(out / "oracle"), str(out / "teacher"), str(out / "student")),
         stage_one=StageOneConfig(num_oracle_prompts=1024, teacher_epochs=4.0, student_epochs=1.0, batch_size=32),
         distillation=DistillationConfig(
-            num_prompts=256, training=TrainingConfig(num_steps=400, batch_size=32, learning_rate=3e-4)
+            num_prompts=128, training=TrainingConfig(num_steps=600, batch_size=32, learning_rate=3e-4)
         ),
         arms=(ARMS["offline"], ARMS["online_teacher"]),
         probe=ProbeConfig(num_prompts=160, num_train_pairs=128, num_monitored=48),
