@@ -155,10 +155,12 @@ def test_what_trimming_misses_is_what_the_full_law_gives_to_other_tokens() -> No
     found = smollm2.measure_trimming(full, small, kept, prompts, 0.7)
     assert 0 < found["missed_mass_mean"] < 1
     assert found["kl_nats_per_token_max"] < 1e-5
+    others = set(range(tiny_models.VOCAB_SIZE)) - set(kept)
+    assert set(found["missed_most"]) < others
+    assert sum(found["missed_most"].values()) < found["missed_mass_mean"]
     whole = CausalModel(trimmed_model(full.module, range(tiny_models.VOCAB_SIZE), 0.7), "whole")
-    assert smollm2.measure_trimming(full, whole, range(tiny_models.VOCAB_SIZE), prompts, 0.7)[
-        "missed_mass_mean"
-    ] == pytest.approx(0, abs=1e-6)
+    found = smollm2.measure_trimming(full, whole, range(tiny_models.VOCAB_SIZE), prompts, 0.7)
+    assert (found["missed_mass_mean"], found["missed_most"]) == (pytest.approx(0, abs=1e-6), {})
     wrong = CausalModel(trimmed_model(full.module, kept, 0.5), "wrong")
     assert smollm2.measure_trimming(full, wrong, kept, prompts, 0.7)["kl_nats_per_token_max"] > 1e-3
 

@@ -64,6 +64,7 @@ NUM_RANKS = 8000
 MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 16, 24
 NUM_MEASURED = 64
 """Prompts on which the trimmed law is compared with the full one."""
+NUM_MISSED = 8
 BATCH_SIZE = 64
 
 
@@ -168,7 +169,8 @@ def build_oracle(out: Path, progress: Callable[[str], None]) -> None:
     oracle = CausalModel(trimmed_model(full, kept, TEMPERATURE).eval(), "oracle")  # type: ignore[arg-type]
     progress(f"{len(tokenizer):,} tokens trimmed to {len(kept):,}; comparing the laws")
     corpus.write(out)
-    measured = read_prompts(out / "prompts.jsonl", small)[:: len(corpus.asked) // NUM_MEASURED]
+    prompts = read_prompts(out / "prompts.jsonl", small)[:: len(corpus.asked) // NUM_MEASURED]
+    measured = measure_trimming(CausalModel(full, "full"), oracle, kept, prompts, TEMPERATURE)
     facts = {
         "weights": path.name,
         "vocabulary": len(tokenizer),
@@ -177,7 +179,10 @@ def build_oracle(out: Path, progress: Callable[[str], None]) -> None:
         "prompts": len(corpus.asked),
         "pretraining_pairs": len(corpus.pretraining),
         "temperature": TEMPERATURE,
-        **measure_trimming(CausalModel(full, "full"), oracle, kept, measured, TEMPERATURE),
+        **measured,
+        "missed_most": {
+            str(tokenizer.convert_ids_to_tokens(old)): mass for old, mass in measured["missed_most"].items()
+        },
     }
 
     def write(temporary: Path) -> None:
@@ -190,12 +195,12 @@ def build_oracle(out: Path, progress: Callable[[str], None]) -> None:
 @torch.no_grad()
 def measure_trimming(
     full: CausalModel, trimmed: CausalModel, kept: Sequence[int], prompts: Sequence[Prompt], temperature: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What trimming does to the next-token law, along responses that the trimmed model writes to these prompts.
 
     ``missed_mass_mean`` and ``missed_mass_median``: the full model's probability, at the same temperature, of a token
-    that is not kept. ``kl_nats_per_token_max``: the largest KL of the full law, renormalised over kept tokens, from
-    the trimmed one; it is rounding.
+    that is not kept; ``missed_most``: the (old) ids with the largest parts of the mean. ``kl_nats_per_token_max``: the
+    largest KL of the full law, renormalised over kept tokens, from the trimmed one; it is rounding.
     """
     responses = write_responses(trimmed, "oracle", prompts, MAX_RESPONSE_TOKENS, purpose="trimming", seed=0)
     batch = Batch([prompt.token_ids for prompt in prompts], [response.token_ids for response in responses])
@@ -203,7 +208,11 @@ def measure_trimming(
     prompt_ids, response_ids = (
         [tuple(kept[i] for i in ids) for ids in rows] for rows in (batch.prompt_ids, batch.response_ids)
     )
-    log_p_NV = (full.log_probs(Batch(prompt_ids, response_ids)) / temperature).log_softmax(dim=-1)[:, list(kept)]
+    log_p_NV = (full.log_probs(Batch(prompt_ids, response_ids)) / temperature).log_softmax(dim=-1)
+    mean_V = log_p_NV.exp().mean(dim=0)
+    mean_V[list(kept)] = 0
+    most = mean_V.topk(min(NUM_MISSED, full.vocab_size - len(kept)))
+    log_p_NV = log_p_NV[:, list(kept)]
     log_kept_N = log_p_NV.logsumexp(dim=-1)
     log_p_NV = log_p_NV - log_kept_N[:, None]
     missed_N = 1 - log_kept_N.exp()
@@ -212,6 +221,7 @@ def measure_trimming(
         "measured_tokens": len(missed_N),
         "missed_mass_mean": float(missed_N.mean()),
         "missed_mass_median": float(missed_N.median()),
+        "missed_most": dict(zip(most.indices.tolist(), most.values.tolist(), strict=True)),
         "kl_nats_per_token_max": float(kl_N.abs().max()),
     }
 
