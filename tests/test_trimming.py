@@ -127,10 +127,15 @@ def test_a_trimmed_checkpoint_is_read_back_with_its_tokenizer(tmp_path: Path) ->
     texts = GLOSSES[:5]
     kept, tokenizer = _trim(texts)
     full = tiny_models.gpt2(vocab_size=len(TOKENIZER))
-    full.module.config.eos_token_id = TOKENIZER.eos_token_id
+    for config in (full.module.config, full.module.generation_config):
+        config.eos_token_id = [TOKENIZER.eos_token_id, len(TOKENIZER) - 1]  # the second is not kept
+    full.module.config.pad_token_id = TOKENIZER.pad_token_id
+    assert len(TOKENIZER) - 1 not in kept
     small = CausalModel(trimmed_model(full.module, kept), "small")
     save_model(small, tmp_path / "small", tokenizer)
     loaded, read_back = load_model(str(tmp_path / "small")), load_tokenizer(str(tmp_path / "small"))
     check_fits(read_back, loaded)
     assert loaded.digest == small.digest
+    assert loaded.eos_token_id == read_back.eos_token_id == kept.index(TOKENIZER.eos_token_id)
+    assert loaded.module.config.pad_token_id == kept.index(TOKENIZER.pad_token_id)
     assert [encode(read_back, text) for text in texts] == [encode(tokenizer, text) for text in texts]

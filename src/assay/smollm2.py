@@ -40,9 +40,10 @@ from assay.config import (
     TrainingConfig,
     to_dict,
 )
+from assay.data.encoding import Encoder
 from assay.data.sources import Mixture, ResponseSource
-from assay.data.tasks import corpus_rows, encode, get_task
-from assay.data.user_text import read_rows
+from assay.data.tasks import corpus_rows, get_task
+from assay.data.user_rows import read_rows
 from assay.errors import AssayError
 from assay.evaluation import write_responses
 from assay.models.bases import HEAD_SIZE
@@ -108,11 +109,13 @@ def read_corpus(tokenizer: PreTrainedTokenizerBase) -> Corpus:
     A word is asked for once, with its first gloss; a gloss that answers no question serves pretraining.
     """
 
+    spell = Encoder(tokenizer).spell
+
     def is_frequent(text: str, most_tokens: int) -> bool:
-        token_ids = encode(tokenizer, f" {text}")
+        token_ids = spell(f" {text}")
         return max(token_ids) < NUM_RANKS and len(token_ids) <= most_tokens
 
-    room = MAX_PROMPT_TOKENS - len(encode(tokenizer, TEMPLATE.format(word="")))
+    room = MAX_PROMPT_TOKENS - len(spell(TEMPLATE.format(word="")))
     asked, pretraining = dict[str, str](), list[tuple[str, str]]()
     for row in corpus_rows(get_task("define")):
         if not is_frequent(row["gloss"], MAX_RESPONSE_TOKENS - 1):
@@ -161,9 +164,11 @@ def build_oracle(out: Path, progress: Callable[[str], None]) -> None:
     full, tokenizer = read_weights(path)
     corpus = read_corpus(tokenizer)
     texts = corpus.texts()
-    kept = kept_token_ids(tokenizer, {token_id for text in texts for token_id in encode(tokenizer, text)})
+    before = list(map(Encoder(tokenizer).spell, texts))
+    kept = kept_token_ids(tokenizer, {token_id for token_ids in before for token_id in token_ids})
     small = trimmed_tokenizer(tokenizer, kept)
-    changed = [text for text in texts if [kept[i] for i in encode(small, text)] != encode(tokenizer, text)]
+    spell = Encoder(small).spell
+    changed = [text for text, ids in zip(texts, before, strict=True) if [kept[i] for i in spell(text)] != ids]
     if changed:
         raise AssayError(f"the trimmed tokenizer cuts {len(changed)} texts otherwise, such as {changed[0]!r}")
     oracle = CausalModel(trimmed_model(full, kept, TEMPERATURE).eval(), "oracle")  # type: ignore[arg-type]
@@ -228,13 +233,12 @@ def measure_trimming(
 
 def read_prompts(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The rows of a file of this world as prompts with references."""
-    prompts = []
-    end: Any = tokenizer.eos_token_id
-    for row in read_rows(path):
-        text, reference = row.columns["prompt"], row.columns["reference"]
-        reference_ids = (*encode(tokenizer, f" {reference}"), end)
-        prompts.append(Prompt(row.id, text, tuple(encode(tokenizer, text)), reference, reference_ids))
-    return prompts
+    encoder = Encoder(tokenizer)
+    pairs = [(row.id, row.columns["prompt"], row.columns["reference"]) for row in read_rows(path)]
+    return [
+        Prompt(id, prompt, encoder.prompt(prompt), reference, encoder.answer(reference))
+        for id, prompt, reference in pairs
+    ]
 
 
 def new_model(small: Small, oracle: CausalModel) -> CausalModel:

@@ -85,11 +85,8 @@ def trimmed_model(module: PreTrainedModel, kept: Sequence[int], temperature: flo
         head.weight = embeddings.weight
     embeddings.num_embeddings = head.out_features = len(kept)
     trimmed.config.vocab_size = len(kept)
-    new_ids = {old: new for new, old in enumerate(kept)}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
-        old = getattr(trimmed.config, name, None)
-        if isinstance(old, int):
-            setattr(trimmed.config, name, new_ids[old])
+    for config in (trimmed.config, trimmed.generation_config):
+        _renumber(config, kept)
     if temperature != 1.0:
         norm: Any = getattr(trimmed.base_model, "norm", None)
         if norm is None or getattr(norm, "bias", None) is not None or getattr(head, "bias", None) is not None:
@@ -98,6 +95,17 @@ def trimmed_model(module: PreTrainedModel, kept: Sequence[int], temperature: flo
             )
         norm.weight = torch.nn.Parameter(norm.weight.detach() / temperature)
     return trimmed
+
+
+def _renumber(config: Any, kept: Sequence[int]) -> None:
+    """Gives the special tokens that a config names their new ids; one that is not kept is none any more."""
+    new_ids = {old: new for new, old in enumerate(kept)}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"):
+        old = getattr(config, name, None)
+        if isinstance(old, list):
+            setattr(config, name, [new_ids[token_id] for token_id in old if token_id in new_ids])
+        elif old is not None:
+            setattr(config, name, new_ids.get(old))
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
