@@ -166,13 +166,12 @@ def test_what_trimming_misses_is_what_the_full_law_gives_to_other_tokens() -> No
 
 
 def test_a_small_model_begins_with_the_principal_components_of_the_oracles_embedding() -> None:
-    settings = {"vocab_size": 23, "hidden_size": 32, "intermediate_size": 8, "num_hidden_layers": 1, "pad_token_id": 0}
+    settings = {"vocab_size": 23, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 1, "pad_token_id": 0}
     module = LlamaForCausalLM(LlamaConfig(**settings, num_attention_heads=2, eos_token_id=0, bos_token_id=0))
-    oracle = CausalModel(module, "oracle")
-    small = smollm2.new_model(Small("student", 1, 32, 1.0, seed=3), oracle)
-    values = small.module.get_input_embeddings().weight.detach()
-    theirs = oracle.module.get_input_embeddings().weight.detach()
-    # all components of a space are a rotation of it: distances between tokens stay, up to the scale
-    ours = torch.cdist(values, values)
-    scale = ours.max() / torch.cdist(theirs, theirs).max()
-    torch.testing.assert_close(ours, torch.cdist(theirs, theirs) * scale, rtol=1e-3, atol=1e-4)
+    theirs = module.get_input_embeddings().weight.detach()
+    theirs[:, ::2] *= 1e-4  # half of the dimensions say next to nothing
+    small = smollm2.new_model(Small("student", 1, 32, 1.0, seed=3), CausalModel(module, "oracle"))
+    # the components that matter are a rotation of them: distances between tokens stay, up to the scale
+    ours = torch.cdist(*[small.module.get_input_embeddings().weight.detach()] * 2)
+    wanted = torch.cdist(theirs, theirs)
+    torch.testing.assert_close(ours / ours.max(), wanted / wanted.max(), rtol=1e-3, atol=1e-3)
