@@ -88,6 +88,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Request:
         student=str(llama(folder / "student", chat_tokenizer(), noise=0.02)),
         prompts=folder / "prompts.jsonl",
         chat_template=True,
+        max_prompt_tokens=100,
         max_response_tokens=60,
     )
 
@@ -444,7 +445,7 @@ def test_answers_in_prompts(clean: Request, tmp_path: Path) -> None:
     answers = [row | {"answer": row["reference"], "reference": None} for row in rows]
     path = write(tmp_path / "column.jsonl", answers)
     assert finding(of_files(clean, prompts=path), "D010").status == "not_applicable"
-    assert finding(of_files(clean, prompts=path, reference="answer"), "D010").numbers["leaked"] == 1
+    assert finding(of_files(clean, prompts=path, references="answer"), "D010").numbers["leaked"] == 1
 
 
 def test_lengths_against_the_context(clean: Request) -> None:
@@ -579,7 +580,7 @@ def test_what_cannot_be_read_ends_in_one_sentence(clean: Request, tmp_path: Path
         ({"teacher": str(broken)}, "cannot render"),
         ({"prompts": tmp_path / "absent.jsonl"}, "cannot read"),
         ({"prompts": half}, "line 2 has no 'split'"),
-        ({"reference": "answr"}, "column of references"),
+        ({"references": "answr"}, "column of references"),
         ({"template": "{reference}"}, "must not see"),
         ({"max_response_tokens": 0}, "--max-response-tokens"),
         ({"device": "abacus"}, "cannot be used"),
