@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from assay.data.splitting import loose_key
+from assay.doctor.behaviour import MANY_CUT
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, not_applicable, note, passed, warning
 
-MANY_CUT = 0.25
-"""Share of responses that are cut at the limit."""
 MANY_ALIKE = 0.1
 """Share of responses that another prompt has, word for word."""
 MANY_IDLE = 0.01

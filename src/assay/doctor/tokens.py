@@ -11,6 +11,7 @@ from assay.data.encoding import encode
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, not_applicable, passed, refusal, warning
 from assay.doctor.sides import Side
+from assay.errors import AssayError
 
 TEXT_ONLY = (
     "exact divergences need one vocabulary: choose models that share a tokenizer, or distil on the teacher's text "
@@ -223,7 +224,10 @@ def end_of_turn(case: Case) -> Outcome:
     chat, end = case.encoder.chat, case.tokenizer.eos_token
     if chat is None:
         return not_applicable("prompts are plain text, not turns of a chat")
-    after = chat.after_answer()
+    try:
+        after = chat.after_answer()
+    except AssayError as error:
+        return not_applicable(str(error))
     ids = case.tokenizer.encode(after, add_special_tokens=False)
     marks = [token_id for token_id in ids if token_id in case.encoder.control_ids]
     if not marks:
