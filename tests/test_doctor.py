@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from assay.config import ServerConfig
+from assay.cli import main
+from assay.config import ProbeConfig, ServerConfig
 from assay.data.tasks import corpus_rows, get_task
 from assay.doctor import behaviour, cost
 from assay.doctor.case import Case, Request, read_case
@@ -538,6 +539,9 @@ def test_shapes_are_those_of_the_weights() -> None:
 
 def test_a_forecast_of_disk_against_what_is_free(clean: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = finding(of_files(clean), "D015").numbers
+    weights = sum(p.numel() for p in load_model(clean.student).module.parameters()) * 4
+    # best, last, the newest with two moments, and the student of every evaluation
+    assert numbers["checkpoints_bytes"] == (5 + ProbeConfig().num_evaluations) * weights
     both = int(numbers["checkpoints_bytes"] + numbers["signal_bytes"])
     for free, status in ((numbers["checkpoints_bytes"] - 1, "refuse"), (both, "warning"), (2 * both, "pass")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(0, 0, int(free)))
@@ -740,6 +744,11 @@ def test_a_turn_that_ends_otherwise_than_the_tokenizer_says(clean: Request, tmp_
     [
         (LLAMA_2, "pass"),  # no special token
         (CHATML.replace("<|im_end|>", "<|im_start|>"), "warning"),
+        # a token that only begins the next answer
+        (
+            "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}",
+            "pass",
+        ),
         ("{{ messages[0].content }}", "not_applicable"),  # no answer
     ],
 )
@@ -761,7 +770,9 @@ def given(
     return dataclasses.replace(clean, teacher=None, responses="said", prompts=path)
 
 
-def test_text_alone_is_examined_without_a_teacher(clean: Request, tmp_path: Path) -> None:
+def test_text_alone_is_examined_without_a_teacher(
+    clean: Request, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     request = given(clean, tmp_path)
     found = examine(request)
     # the student of this world was never trained, and the responses are text of people: that it says
@@ -769,7 +780,8 @@ def test_text_alone_is_examined_without_a_teacher(clean: Request, tmp_path: Path
     idle = {f.code for f in found.findings if f.status == "not_applicable"}
     assert idle == {"D002", "D017", "D020", "D022", "D027", "D028"}
     assert finding(found, "D026").status == "note"
-    assert "up to a constant only" in finding(found, "D026").what
+    print_examination(found)
+    assert "D026 note what text cannot tell: with text alone" in capsys.readouterr().out
     told = finding(found, "D025")
     assert (told.numbers["fewest_responses"], told.numbers["most_responses"], told.numbers["repeating"]) == (2, 2, 0)
     assert found.to_dict()["teacher"] is None
@@ -871,11 +883,16 @@ def seeds_of(stub: Stub, pairs: Batch) -> list[int]:
     return [of_prompt[prompt] for prompt in pairs.prompt_ids]
 
 
-def test_little_of_the_law_is_listed(served: Request) -> None:
-    few = dataclasses.replace(served, server=ServerConfig(top_k=2, max_retries=0))
-    mass = finding(examine(few), "D028")
-    assert (mass.status, "models.server.top_k" in mass.advice) == ("warning", True)
-    assert mass.numbers["captured_mass"] < 0.9
+def test_little_of_the_law_is_listed(served: Request, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--teacher", str(served.teacher), "--models.server.top-k", "2"]
+    lengths = ["--max-prompt-tokens", "8", "--max-response-tokens", "8"]
+    with pytest.raises(SystemExit) as left:
+        main(["doctor", *few, "--student", served.student, "--prompts", str(served.prompts), *lengths, "--json"])
+    content = json.loads(capsys.readouterr().out)
+    assert (left.value.code, content["verdict"]) == (1, "warnings")
+    mass = next(entry for entry in content["findings"] if entry["code"] == "D028")
+    assert (mass["status"], "models.server.top_k" in mass["advice"]) == ("warning", True)
+    assert mass["numbers"]["captured_mass"] < 0.9
 
 
 @pytest.mark.parametrize(
