@@ -711,6 +711,28 @@ def test_models_are_those_of_a_run(clean: Request, tmp_path: Path) -> None:
     assert (model.eos_token_id, model.vocab_size) == (513, 514)
 
 
+def test_foreign_code_runs_only_when_it_is_trusted(
+    glosses: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    student, seen = copy_of(str(base_path("define-small")), tmp_path / "student"), tmp_path / "seen"
+    auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    change_json(student / "config.json", model_type="own", auto_map=auto_map)
+    (student / "own.py").write_text(
+        "import pathlib\nfrom transformers import GPT2Config, GPT2LMHeadModel\n"
+        f"pathlib.Path({str(seen)!r}).touch()\n"
+        "class OwnConfig(GPT2Config):\n    model_type = 'own'\n"
+        "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
+    )
+    request = dataclasses.replace(glosses, student=str(student))
+    with pytest.raises(AssayError, match="Python code in its own repository"):
+        examine(request)
+    assert not seen.exists()
+    found, plain = examine(dataclasses.replace(request, trust_remote_code=True)), examine(glosses)
+    assert finding(found, "D021") == finding(plain, "D021")
+
+
 def test_a_data_set_is_examined_as_the_file_that_it_becomes(
     clean: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
