@@ -822,6 +822,15 @@ def test_text_alone_is_examined_without_a_teacher(
     assert pairs.response_ids[3] == (*case.tokenizer.encode(row["said"][0], add_special_tokens=False), 513)
 
 
+def test_what_a_verdict_from_text_alone_rests_on(clean: Request, tmp_path: Path) -> None:
+    found = of_files(given(clean, tmp_path))
+    told, held_out = finding(found, "D026"), int(finding(found, "D013").numbers["held_out"])
+    assert (told.status, "up to a constant only" in told.what) == ("note", True)
+    assert told.what.endswith(f"rest on {held_out} held-out references")
+    alone = of_files(given(clean, tmp_path, lambda rows: [row.pop("reference") for row in rows]))
+    assert finding(alone, "D026").what.endswith("the verdict is undecided")
+
+
 def test_a_student_that_wrote_the_text_is_near(glosses: Request, tmp_path: Path) -> None:
     case = read_case(glosses)
     said = [case.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in case.teacher_pairs.response_ids]

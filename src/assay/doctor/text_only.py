@@ -63,11 +63,18 @@ def _said(case: Case, i: int) -> tuple[str, ...]:
 
 
 def limits_of_text(case: Case) -> Outcome:
-    """D026: what no run of such a teacher can know."""
+    """D026: what no run of such a teacher can know, and what its verdict rests on."""
     if case.request.responses is None:
         return not_applicable("the teacher gives more than text")
+    held_out = [case.rows[i] for i in case.kept if case.splits[i] == "held_out"]
+    num_references = sum(row.reference is not None for row in held_out)
+    rests_on = (
+        f"the verdict, and an alarm that stops the run, rest on {num_references:,} held-out references"
+        if num_references
+        else "without held-out references there is no alarm, and the verdict is undecided"
+    )
     return note(
         "with text alone the distance to the teacher's law is known up to a constant only; no fresh responses can be "
-        "had, so an alarm can only stop; hard labels are the only loss; and the detector's stated error rates were "
-        "measured on runs with the exact proxy"
+        "had; hard labels are the only loss; and the detector's stated error rates were measured on runs with the "
+        f"exact proxy, so that {rests_on}"
     )
