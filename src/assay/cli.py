@@ -18,11 +18,11 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from assay.config import Experiment, PolicyName, with_policy
+from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
-from assay.recipes.own import Distill, Lab, filled
+from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
 
 
 def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
@@ -192,46 +192,55 @@ def diagnose(
 
 
 def doctor(
-    teacher: str,
     student: str,
-    prompts: Path,
+    prompts: str,
+    teacher: str | None = None,
+    responses: str | None = None,
     held_out: Path | None = None,
-    reference: str | None = None,
+    references: str | None = None,
     template: str | None = None,
     chat_template: bool = False,
-    max_prompt_tokens: int | None = None,
-    max_response_tokens: int = 128,
-    batch_size: int = 64,
-    passes: float = 1.0,
+    max_prompt_tokens: int = Distill.max_prompt_tokens,
+    max_response_tokens: int = Distill.max_response_tokens,
+    batch_size: int = Distill.batch_size,
+    passes: float = NUM_PASSES,
     device: str = "cpu",
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    server: Annotated[ServerConfig, arg(name="models.server")] = ModelsConfig.server,
     weights: Literal["auto", "always", "never"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
-    """Say before a run whether this teacher, this student and these prompts fit together.
+    """Say before `assay distill`, in the same words, whether this teacher, student and prompts fit together.
 
     Exit code: 0 pass, 1 warnings, 3 refuse; 2 for what cannot be read. docs/doctor.md explains the checks.
 
     Args:
-        teacher: An embedded base, a local checkpoint folder, or a hub id.
-        student: The same.
-        prompts: A .jsonl or .parquet file with a column "prompt", and with "split" if it says what is held out.
+        student: An embedded base, a local checkpoint folder, or a hub id.
+        prompts: A .jsonl or .parquet file (docs/tasks.md), with "split" if it says what is held out, or "dataset:ID".
+        teacher: The same as for the student, or the URL of a server (docs/served.md).
+        responses: Instead of --teacher: the column with the responses of a teacher that gives text only.
         held_out: Another such file, with held-out prompts.
-        reference: Column with human answers; "reference" by default, if there is one.
+        references: Column with human answers; "reference" by default, if there is one.
         template: How a row becomes a prompt: its columns in braces; "{prompt}" by default.
-        chat_template: Render prompts with the teacher's chat template, as one message of the user.
-        max_prompt_tokens: Longer prompts are dropped; by default none is.
-        max_response_tokens: Where responses are cut.
-        batch_size: Of the run, for the forecast of memory.
+        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
+        max_prompt_tokens: Longer prompts are left out.
+        max_response_tokens: Longer responses are cut.
+        batch_size: Sequences of an optimiser step, for the forecast of memory.
         passes: Over the prompts, for the forecast of time.
-        device: Where the models are tried.
+        device: Where the models are tried; models.device of a run.
+        allow_pickle: Read pickled weights where there are no safetensors; models.allow_pickle of a run.
+        trust_remote_code: Run the Python code of a checkpoint; models.trust_remote_code of a run.
+        server: How a served teacher is asked.
         weights: "auto" loads them unless a check of the files refuses.
         as_json: One JSON object on stdout and nothing else.
     """
     from assay.doctor.case import Request
     from assay.doctor.examination import examine
 
-    request = Request(teacher, student, prompts, held_out, reference, template, chat_template, max_prompt_tokens,
-                      max_response_tokens, batch_size, passes, device)  # fmt: skip
+    request = Request(teacher, student, prompts, held_out, references, responses, template, chat_template,
+                      max_prompt_tokens, max_response_tokens, batch_size, passes, device, allow_pickle,
+                      trust_remote_code, server)  # fmt: skip
     found = examine(request, weights, lambda line: print(f"assay: {line}", file=sys.stderr))
     if as_json:
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))

@@ -10,7 +10,7 @@ from assay.doctor.findings import Examination, Finding
 from assay.report.words import readable, visible
 from assay.terminal import NARROWEST_TABLE
 
-_COLOURS = {"pass": "green", "warning": "yellow", "refuse": "bold red", "not_applicable": "dim"}
+_COLOURS = {"pass": "green", "note": "cyan", "warning": "yellow", "refuse": "bold red", "not_applicable": "dim"}
 
 
 def print_examination(examination: Examination) -> None:

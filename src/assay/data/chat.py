@@ -98,13 +98,24 @@ class ChatTemplate:
             self._skeletons[roles] = skeleton
         return self._skeletons[roles]
 
-    def _rendered(self, conversation: Conversation) -> str:
+    def after_answer(self) -> str:
+        """What the template writes after an answer of the assistant, as a tuned model has learned to end its turn.
+
+        Raises AssayError when it leaves such an answer out, or cannot render it.
+        """
+        mark = uuid.uuid4().hex
+        rendered = self._rendered((Message("user", "a"), Message("assistant", mark)), asks=False)
+        if mark not in rendered:
+            raise AssayError("the chat template leaves out the answer of the assistant")
+        return rendered.rpartition(mark)[2]
+
+    def _rendered(self, conversation: Conversation, asks: bool = True) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     [{"role": message.role, "content": message.content} for message in conversation],
                     chat_template=self._dated,
-                    add_generation_prompt=True,
+                    add_generation_prompt=asks,
                     tokenize=False,
                 )
             )

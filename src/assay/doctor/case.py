@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from assay.config import Experiment, ModelsConfig, ServerConfig
 from assay.data.chat import ChatTemplate, Conversation, Message
 from assay.data.encoding import Encoder
-from assay.data.splitting import assign_splits, row_keys, without_oracle
+from assay.data.hub import DATASET
+from assay.data.splitting import Split, assign_splits, row_keys, without_oracle
+from assay.data.tasks import fetch_corpus, get_task
 from assay.data.user_rows import REFERENCE, UserRow, read_rows
-from assay.data.user_text import DEFAULT_TEMPLATE
+from assay.data.user_text import DEFAULT_TEMPLATE, OWN_SPLITS
 from assay.doctor.sides import Side, read_side
 from assay.errors import AssayError, unknown_name
-from assay.models.pretrained import sample_responses
+from assay.models.loading import num_token_ids
 from assay.models.sampling import response_seed
-from assay.types import Batch, Framing
+from assay.models.served import ServedModel
+from assay.recipes.own import NUM_PASSES, Distill
+from assay.types import Batch
 from assay.validation import template_columns
+from assay.workspace import Workspace
 
 MEASURED_PROMPTS = 16
 """Prompts that the models themselves are tried on."""
@@ -31,24 +36,53 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user has asked for.
+    """What the user has asked for: the run of ``assay distill`` with the same words, and how it is looked at.
 
-    ``max_prompt_tokens`` None: every prompt is kept. ``batch_size`` and ``passes`` (over the prompts) are those of the
+    ``teacher`` is a model or the URL of a server; where it is None, ``responses`` names the column with its text.
+    ``prompts`` and ``held_out`` are files, or ``prompts`` is "dataset:ID". ``passes`` over the prompts are those of the
     run that is forecast.
     """
 
-    teacher: str
+    teacher: str | None
     student: str
-    prompts: Path
+    prompts: str | Path
     held_out: Path | None = None
-    reference: str | None = None
+    references: str | None = None
+    responses: str | None = None
     template: str | None = None
     chat_template: bool = False
-    max_prompt_tokens: int | None = None
-    max_response_tokens: int = 128
-    batch_size: int = 64
-    passes: float = 1.0
+    max_prompt_tokens: int = Distill.max_prompt_tokens
+    max_response_tokens: int = Distill.max_response_tokens
+    batch_size: int = Distill.batch_size
+    passes: float = NUM_PASSES
     device: str = "cpu"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    server: ServerConfig = ModelsConfig.server
+
+    @property
+    def experiment(self) -> Experiment:
+        """What ``assay distill`` makes of these words, before it is known how many prompts there are."""
+        wish = Distill(
+            student=self.student,
+            teacher=self.teacher,
+            responses=self.responses,
+            prompts=str(self.prompts),
+            references=self.references,
+            chat_template=self.chat_template,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_response_tokens=self.max_response_tokens,
+            batch_size=self.batch_size,
+        )
+        draft = wish.draft()
+        models = dataclasses.replace(
+            draft.models,
+            device=self.device,
+            allow_pickle=self.allow_pickle,
+            trust_remote_code=self.trust_remote_code,
+            server=self.server,
+        )
+        return dataclasses.replace(draft, models=models, task=dataclasses.replace(draft.task, template=self.template))
 
 
 @dataclass(frozen=True)
@@ -62,46 +96,60 @@ class Row:
     said: str | Conversation
     text: str
     reference: str | None
-    split: str | None
+    responses: tuple[str, ...]
+    split: Split | None
     group: str | None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request with what its files hold; weights are loaded when a check first asks for them."""
+    """A request with what its files hold; weights are loaded, and a server is asked, when a check first wants it.
+
+    ``teacher`` is None where no model of it can be loaded: it is served, or gives text only.
+    """
 
     request: Request
-    teacher: Side
+    work: Workspace
+    teacher: Side | None
     student: Side
     rows: tuple[Row, ...]
 
     @property
-    def sides(self) -> tuple[Side, Side]:
-        """Teacher and student."""
-        return self.teacher, self.student
+    def sides(self) -> tuple[Side, ...]:
+        """Teacher and student, as far as they can be loaded."""
+        return (self.student,) if self.teacher is None else (self.teacher, self.student)
 
-    @cached_property
+    @property
+    def is_served(self) -> bool:
+        """Whether the teacher is behind a server."""
+        return self.work.experiment.models.teacher_url is not None
+
+    @property
+    def why_no_teacher(self) -> str:
+        """Why a check has no model of the teacher to look at."""
+        return "the teacher is served, its files are not here" if self.is_served else "the teacher gives text only"
+
+    @property
+    def served(self) -> ServedModel:
+        """The teacher behind its server. Raises AssayError when it does not fit, as a run would."""
+        served = self.work.served_teacher
+        assert served is not None
+        return served
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one of a run: the teacher's, or the student's where the teacher ships none."""
-        tokenizer = self.teacher.tokenizer or self.student.tokenizer
-        if tokenizer is None:
-            raise AssayError("neither model ships a tokenizer: put its files into the teacher's folder")
-        return tokenizer
+        """The one of a run: the student's."""
+        return self.work.tokenizer
 
     @cached_property
     def num_ids(self) -> int:
-        """Token ids that the tokenizer can give, those between its largest and 0 included."""
-        return max(self.tokenizer.get_vocab().values()) + 1
-
-    @cached_property
-    def framing(self) -> Framing:
-        """The special tokens around a plain prompt, and before a reference."""
-        return self.teacher.framing(self.tokenizer)
+        """Token ids that the tokenizer can give, those between its largest and 0 included: the run's vocabulary."""
+        return num_token_ids(self.tokenizer)
 
     @cached_property
     def encoder(self) -> Encoder:
         """How a run makes tokens of text."""
-        return Encoder(self.tokenizer, self.framing, self.request.chat_template)
+        return Encoder(self.tokenizer, self.work.framing, self.request.chat_template)
 
     @cached_property
     def rendered(self) -> list[str]:
@@ -116,8 +164,7 @@ class Case:
     @cached_property
     def kept(self) -> list[int]:
         """Rows whose prompt is not too long for ``max_prompt_tokens``."""
-        limit = self.request.max_prompt_tokens
-        return [i for i, ids in enumerate(self.all_prompt_ids) if limit is None or len(ids) <= limit]
+        return [i for i, ids in enumerate(self.all_prompt_ids) if len(ids) <= self.request.max_prompt_tokens]
 
     @cached_property
     def max_prompt_tokens(self) -> int:
@@ -126,32 +173,28 @@ class Case:
 
     @cached_property
     def measured(self) -> list[int]:
-        """The rows that the models are tried on: evenly spread over those that are kept and fit the contexts."""
-        fitting = [i for i in self.kept if self.fits(i)]
-        step = max(1, len(fitting) // MEASURED_PROMPTS)
-        return fitting[::step][:MEASURED_PROMPTS]
+        """The rows that the models are tried on: evenly spread over those that are kept."""
+        step = max(1, len(self.kept) // MEASURED_PROMPTS)
+        return self.kept[::step][:MEASURED_PROMPTS]
 
     @cached_property
     def teacher_pairs(self) -> Batch:
-        """The measured prompts, each with a response that the teacher has sampled from its law (``cut``)."""
-        model, prompts = self.teacher.model, [self.all_prompt_ids[i] for i in self.measured]
-        seeds = [response_seed("doctor", i) for i in self.measured]
-        with torch.no_grad(), model.evaluating():
-            responses = sample_responses(
-                model,
-                lambda hidden_AH: self.cut(model.head(hidden_AH)),
-                prompts,
-                seeds,
-                self.request.max_response_tokens,
-                sampling_temperature=1.0,
-            )
-        return Batch(prompts, responses)
+        """The measured prompts, each with a response of the teacher: sampled here or by its server, or of its column.
 
-    def cut(self, log_p_NV: Tensor) -> Tensor:
-        """A law as a run compares it: over the tokenizer's ids where the models pad their output unlike."""
-        if self.teacher.vocab_size == self.student.vocab_size:
-            return log_p_NV
-        return log_p_NV[:, : self.num_ids].log_softmax(dim=-1)
+        Raises AssayError when the server gives none that can be used.
+        """
+        prompts = [self.all_prompt_ids[i] for i in self.measured]
+        if self.request.responses is not None:
+            return Batch(prompts, [self.given_ids[i][0] for i in self.measured])
+        model = self.served if self.teacher is None else self.teacher.model
+        seeds = [response_seed("doctor", i) for i in self.measured]
+        return Batch(prompts, model.sample(prompts, seeds, self.request.max_response_tokens))
+
+    @cached_property
+    def given_ids(self) -> list[list[TokenIds]]:
+        """Tokens of every response that a row brings along, cut at the limit."""
+        limit = self.request.max_response_tokens
+        return [[self.encoder.answer(text)[:limit] for text in row.responses] for row in self.rows]
 
     def reference_ids(self, text: str) -> TokenIds:
         """Tokens of a reference as it is scored, uncut: it ends with the end-of-sequence token."""
@@ -178,28 +221,19 @@ class Case:
         return any(row.split is not None for row in self.rows)
 
     @cached_property
-    def splits(self) -> list[str]:
+    def splits(self) -> list[Split]:
         """The split of every row: the user's own, else the one that assay would choose."""
         if self.own_splits:
-            return [str(row.split) for row in self.rows]
+            return [row.split for row in self.rows if row.split is not None]
         chosen, _ = assign_splits([row_keys(row.text, row.reference, row.group) for row in self.rows])
         return [without_oracle(split) for split in chosen]
-
-    def fits(self, i: int) -> bool:
-        """Whether prompt ``i`` with the longest response is within both contexts."""
-        num_tokens, response = len(self.all_prompt_ids[i]), self.request.max_response_tokens
-        for side in self.sides:
-            limit = side.context_tokens
-            longest = max(num_tokens, response) if side.config.is_encoder_decoder else num_tokens + response
-            if limit is not None and longest > limit:
-                return False
-        return True
 
 
 def read_case(request: Request) -> Case:
     """The request with its models' descriptions and its prompts. Raises AssayError for what cannot be read."""
     _check_request(request)
-    rows = _rows(request, request.prompts)
+    experiment = request.experiment
+    rows = _rows(request, _file(str(request.prompts)))
     if request.held_out is not None:
         held_out = _rows(request, request.held_out)
         rows = [_in_split(row, row.split or "distillation") for row in rows]
@@ -207,47 +241,70 @@ def read_case(request: Request) -> Case:
     elif 0 < sum(row.split is not None for row in rows) < len(rows):
         line = next(row.line for row in rows if row.split is None)
         raise AssayError(f"{str(request.prompts)!r}: line {line} has no 'split', but others have: give every line one")
-    teacher, student = (read_side(role, getattr(request, role), request.device) for role in ("teacher", "student"))
-    case = Case(request, teacher, student, tuple(rows))
-    if request.chat_template and not (case.tokenizer is teacher.tokenizer and teacher.chat_template):
-        raise AssayError(f"the tokenizer of {request.teacher!r} has no chat template: leave --chat-template out")
-    return case
+    work = Workspace(experiment, Path(os.devnull))
+    is_local = experiment.models.teacher is not None and experiment.models.teacher_url is None
+    teacher = read_side("teacher", work) if is_local else None
+    return Case(request, work, teacher, read_side("student", work), tuple(rows))
 
 
 def _check_request(request: Request) -> None:
     for name in ("max_prompt_tokens", "max_response_tokens", "batch_size", "passes"):
         value = getattr(request, name)
-        if value is not None and not 0 < value < float("inf"):
+        if not 0 < value < float("inf"):
             raise AssayError(f"--{name.replace('_', '-')} is {value}: it must be above 0 and finite")
 
 
-def _in_split(row: Row, split: str) -> Row:
+def _file(prompts: str) -> Path:
+    """The file of prompts; that of a data set is fetched first if need be. Raises AssayError for a named task."""
+    task = get_task(prompts)
+    if not task.own:
+        raise AssayError(
+            f"{prompts!r} is a task of assay, whose splits and lengths are looked after: the doctor examines a .jsonl "
+            f"or .parquet file, or {DATASET}ID"
+        )
+    return fetch_corpus(task)
+
+
+def _in_split(row: Row, split: Split) -> Row:
     return dataclasses.replace(row, split=split)
 
 
 def _rows(request: Request, path: Path) -> list[Row]:
     """The rows of a file under the template. Raises AssayError for columns that are not there or no text."""
     template = request.template or DEFAULT_TEMPLATE
-    shown, reference = template_columns(template), request.reference or REFERENCE
-    found = read_rows(path, reference)
+    shown, reference = template_columns(template), request.references or REFERENCE
+    if request.responses == reference:
+        raise AssayError("--references and --responses name one column: the truth must not be the teacher's word")
+    found = read_rows(path, reference, request.responses)
     plain = [row for row in found if row.conversation is None]
     known = {column for row in plain for column in row.columns}
     for column in shown if plain else ():
         if column not in known:
             raise unknown_name(f"column of {str(path)!r}", column, known)
-    hidden = {REFERENCE, "split", reference}.intersection(shown)
+    hidden = {REFERENCE, "split", reference, request.responses}.intersection(shown)
     if hidden:
-        raise AssayError(f"the template shows {min(hidden)!r}, which the model must not see: take it out")
+        raise AssayError(
+            f"the template shows {next(c for c in shown if c in hidden)!r}, which the model must not see: take it out"
+        )
     return [
         Row(
             row.line,
             *_said(path, row, template),
             row.reference,
-            None if row.columns.get("split") is None else str(row.columns["split"]),
+            row.responses,
+            _own_split(path, row),
             None if row.columns.get("group") is None else str(row.columns["group"]),
         )
         for row in found
     ]
+
+
+def _own_split(path: Path, row: UserRow) -> Split | None:
+    name = row.columns.get("split")
+    if name is not None and not (isinstance(name, str) and name in OWN_SPLITS):
+        known = ", ".join(OWN_SPLITS)
+        raise AssayError(f"{str(path)!r}: line {row.line} has the split {name!r}: it must be one of {known}")
+    return None if name is None else OWN_SPLITS[name]
 
 
 def _said(path: Path, row: UserRow, template: str) -> tuple[str | Conversation, str]:

@@ -1,18 +1,21 @@
-"""The checks in their order: one function each, with a code."""
+"""The checks in the order of asking: one function each, with a code."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from assay.doctor import behaviour, cost, prompts, settings, tokens
+from assay.doctor import behaviour, cost, prompts, serving, settings, text_only, tokens
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome
 
 
 @dataclass(frozen=True)
 class Check:
-    """A question about a pair; ``needs_weights``: it runs the models, and comes after all those that do not."""
+    """A question about a pair; ``needs_weights``: it runs the models, and comes after all those that do not.
+
+    Codes are in the order in which checks were written.
+    """
 
     code: str
     name: str
@@ -20,7 +23,10 @@ class Check:
     needs_weights: bool = False
 
 
+LENGTHS = "D009"
 LOADING = "D016"
+SAMPLING = "D028"
+"""What the other checks of behaviour rest on: prompts that fit, models that run, a server that samples."""
 CHECKS: dict[str, Check] = {
     check.code: check
     for check in (
@@ -32,14 +38,19 @@ CHECKS: dict[str, Check] = {
         Check("D006", "special tokens in prompts", tokens.special_tokens),
         Check("D007", "soft cap", settings.soft_cap),
         Check("D008", "dropout", settings.dropout),
-        Check("D009", "lengths", prompts.lengths),
+        Check(LENGTHS, "lengths", prompts.lengths),
         Check("D010", "leaked references", prompts.leaked_references),
         Check("D011", "repeated prompts", prompts.repeated_prompts),
         Check("D012", "near-duplicates", prompts.near_duplicate_prompts),
         Check("D013", "number of prompts", prompts.enough_prompts),
         Check("D014", "memory", cost.memory),
         Check("D015", "disk", cost.disk),
+        Check("D024", "end of a turn", tokens.end_of_turn),
+        Check("D025", "responses of the teacher", text_only.given_responses),
+        Check("D026", "what text cannot tell", text_only.limits_of_text),
+        Check("D027", "served teacher", serving.server),
         Check(LOADING, "runs in assay", behaviour.runs_in_assay, needs_weights=True),
+        Check(SAMPLING, "mass that is listed", serving.captured_mass, needs_weights=True),
         Check("D017", "mass on padded rows", behaviour.padding_mass, needs_weights=True),
         Check("D018", "labels in place", behaviour.labels_in_place, needs_weights=True),
         Check("D019", "student is itself", behaviour.student_is_itself, needs_weights=True),

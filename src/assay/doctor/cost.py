@@ -26,15 +26,16 @@ NEARLY_FULL = 0.8
 TIMED_SEQUENCES = 4
 """Sequences of the timed training step: small enough for any vocabulary."""
 CHECKPOINTS = 5
-"""Copies of the student that a run keeps on disk: its best, its last, and a checkpoint with AdamW's moments."""
+"""Copies of the student that a run keeps on disk besides that of every evaluation: its best, its last, and a checkpoint
+with AdamW's moments."""
 _SIGNAL_COPIES = 2
 
 
 def memory(case: Case) -> Outcome:
     """D014: the peak of a training step with both models, against the memory of the device."""
-    teacher, student = case.teacher.size, case.student.size
+    student = case.student.size
     response, num_rows = case.request.max_response_tokens, case.request.batch_size
-    weights = (teacher.num_parameters + student.num_parameters) * FLOAT_BYTES
+    weights = sum(side.size.num_parameters for side in case.sides) * FLOAT_BYTES
     trained = TRAINED_COPIES * student.num_parameters * FLOAT_BYTES
     logits = (LOSS_COPIES + _SIGNAL_COPIES) * response * student.vocab_size * FLOAT_BYTES
     layers = student.num_layers + student.num_encoder_layers
@@ -49,7 +50,7 @@ def memory(case: Case) -> Outcome:
         "hidden_states_bytes": num_rows * states,
     }
     what = (
-        f"a batch of {num_rows} takes at most {_size(peak)} of {_size(there)}: frozen teacher and student "
+        f"a batch of {num_rows} takes at most {_size(peak)} of {_size(there)}: frozen models "
         f"{_size(weights)}, student with gradients and AdamW {_size(trained)}, vocabulary logits "
         f"{_size(num_rows * logits)}, hidden states {_size(num_rows * states)}"
     )
@@ -73,16 +74,23 @@ def memory_bytes(device: str) -> int:
 
 def disk(case: Case) -> Outcome:
     """D015: checkpoints and the teacher's stored signal, against the free space of this folder's disk."""
-    teacher, student = case.teacher.size, case.student.size
-    width = teacher.vocab_size if teacher.vocab_size <= DENSE_VOCABULARY_LIMIT else teacher.hidden_size
-    kept_as = "log-probabilities" if width == teacher.vocab_size else "hidden states"
-    signal = len(case.kept) * case.request.max_response_tokens * width * FLOAT_BYTES
-    checkpoints = CHECKPOINTS * student.num_parameters * FLOAT_BYTES
+    num_copies = CHECKPOINTS + case.work.experiment.probe.num_evaluations
+    checkpoints = num_copies * case.student.size.num_parameters * FLOAT_BYTES
+    signal, signal_is = 0, ""
+    if case.teacher is not None:
+        size = case.teacher.size
+        width = size.vocab_size if size.vocab_size <= DENSE_VOCABULARY_LIMIT else size.hidden_size
+        signal = len(case.kept) * case.request.max_response_tokens * width * FLOAT_BYTES
+        kept_as = "log-probabilities" if width == size.vocab_size else "hidden states"
+        signal_is = (
+            f", the teacher's exact signal on one response to each of {len(case.kept):,} prompts, if it is stored, "
+            f"{_size(signal)} ({kept_as})"
+        )
     free = shutil.disk_usage(Path.cwd()).free
     numbers = {"checkpoints_bytes": checkpoints, "signal_bytes": signal, "free_bytes": free}
     what = (
-        f"checkpoints take {_size(checkpoints)}, the teacher's exact signal on one response to each of "
-        f"{len(case.kept):,} prompts, if it is stored, {_size(signal)} ({kept_as}); {_size(free)} are free here"
+        f"{num_copies} copies of the student, as checkpoints and of every evaluation, take {_size(checkpoints)}"
+        f"{signal_is}; {_size(free)} are free here"
     )
     if checkpoints > free:
         return refusal(what, "free some space, or run where there is more", **numbers)
@@ -95,25 +103,37 @@ def run_time(case: Case) -> Outcome:
     """D023: seconds of writing, scoring and training on a few real prompts, for all of them."""
     pairs, request = case.teacher_pairs, case.request
     few = pairs[: min(TIMED_SEQUENCES, len(pairs))]
-    prompts = list(few.prompt_ids)
-    teacher, student = case.teacher.model, case.student.model
-    writing = _seconds(lambda: teacher.sample(prompts, range(len(prompts)), request.max_response_tokens))
-    with torch.no_grad(), teacher.evaluating():
-        scoring = _seconds(lambda: teacher.log_probs(few))
-    training = _training_seconds(student, few)
     num_prompts = len(case.kept)
-    each = [seconds / len(few) for seconds in (writing, scoring, training)]
-    total = num_prompts * (each[0] + each[1] + request.passes * each[2])
-    written, scored, trained = (few.num_tokens / seconds for seconds in (writing, scoring, training))
-    return passed(
-        f"response tokens per second: {written:,.0f} written and {scored:,.0f} scored by the teacher, {trained:,.0f} "
-        f"trained on by the student, {len(few)} sequences at a time; {num_prompts:,} prompts, written and scored once "
-        f"and trained on in {request.passes:g} passes, take about {duration(total)} without the probe",
-        written_tokens_per_second=written,
-        scored_tokens_per_second=scored,
-        trained_tokens_per_second=trained,
-        total_seconds=total,
-    )
+    training = _training_seconds(case.student.model, few)
+    numbers = {"trained_tokens_per_second": few.num_tokens / training}
+    what = [f"{numbers['trained_tokens_per_second']:,.0f} response tokens per second trained on by the student"]
+    total = num_prompts * request.passes * training / len(few)
+    if request.responses is None:
+        asked = pairs if case.is_served else few  # a server answers many at a time
+        writing, scoring = _teacher_seconds(case, asked)
+        total += num_prompts * (writing + scoring) / len(asked)
+        numbers["written_tokens_per_second"] = asked.num_tokens / writing
+        numbers["scored_tokens_per_second"] = asked.num_tokens / scoring
+        what.append(f"{numbers['written_tokens_per_second']:,.0f} written")
+        what.append(f"{numbers['scored_tokens_per_second']:,.0f} scored by the teacher")
+    told = f"{', '.join(what)}; {num_prompts:,} prompts, trained on in {request.passes:g} passes, "
+    if case.is_served:
+        numbers["requests"] = 2 * num_prompts
+        told += f"and {2 * num_prompts:,} requests to the server, one to write and one to score each, "
+    return passed(f"{told}take about {duration(total)} without the probe", **numbers, total_seconds=total)
+
+
+def _teacher_seconds(case: Case, pairs: Batch) -> tuple[float, float]:
+    """Of the teacher's writing to these prompts, and of its scoring these pairs."""
+    prompts, seeds = list(pairs.prompt_ids), range(len(pairs))
+    limit = case.request.max_response_tokens
+    if case.teacher is None:
+        served = case.served
+        return _seconds(lambda: served.sample(prompts, seeds, limit)), _seconds(lambda: served.top_k(pairs))
+    model = case.teacher.model
+    writing = _seconds(lambda: model.sample(prompts, seeds, limit))
+    with torch.no_grad(), model.evaluating():
+        return writing, _seconds(lambda: model.log_probs(pairs))
 
 
 def _training_seconds(student: PretrainedModel, pairs: Batch) -> float:

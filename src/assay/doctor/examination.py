@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from assay.doctor.case import Case, Request, read_case
-from assay.doctor.checks import CHECKS, LOADING, Check
+from assay.doctor.checks import CHECKS, LENGTHS, LOADING, SAMPLING, Check
 from assay.doctor.findings import Examination, Finding, Outcome, not_applicable
 from assay.models.loading import check_device
 
@@ -25,7 +25,7 @@ def examine(request: Request, weights: Weights = "auto", say: Callable[[str], No
     for check in CHECKS.values():
         why_not = _why_not_measured(case, check, findings, weights) if check.needs_weights else None
         if check.code == LOADING and why_not is None:
-            say("loading both models and trying them on a few prompts")
+            say("loading the models and trying them on a few prompts")
         outcome = check.examine(case) if why_not is None else not_applicable(f"not measured: {why_not}")
         findings.append(_finding(check, outcome))
     return Examination(request.teacher, request.student, str(request.prompts), tuple(findings))
@@ -39,15 +39,17 @@ def _why_not_measured(case: Case, check: Check, findings: list[Finding], weights
     """Why a check that needs weights has nothing to go by; None where it can run."""
     if weights == "never":
         return "weights are not asked for"
-    refused = [finding.code for finding in findings if finding.status == "refuse" and finding.code < LOADING]
+    refused = [
+        finding.code for finding in findings if finding.status == "refuse" and not CHECKS[finding.code].needs_weights
+    ]
     if refused and weights == "auto":
         return f"{' and '.join(refused)} refuse, so no weights are loaded (--weights always loads them all the same)"
     if check.code == LOADING:
         return None
     if any(finding.code == LOADING and finding.status != "pass" for finding in findings):
         return "the models do not run"
-    if min(side.vocab_size for side in case.sides) < case.num_ids:
-        return "a model lacks ids of the tokenizer"
-    if not case.measured:
-        return "no prompt fits"
+    if any(finding.code == SAMPLING and finding.status == "refuse" for finding in findings):
+        return "the server gives no responses"
+    if not case.measured or any(finding.code == LENGTHS and finding.status == "refuse" for finding in findings):
+        return "prompts and responses do not fit"
     return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Status = Literal["pass", "warning", "refuse", "not_applicable"]
+Status = Literal["pass", "note", "warning", "refuse", "not_applicable"]
 
 SCHEMA = "assay.doctor/1"
 EXIT_CODES = {"pass": 0, "warnings": 1, "refuse": 3}
@@ -41,16 +41,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """All findings about a pair of models and a file of prompts, in the order of the checks."""
+    """All findings about a pair of models and a file of prompts, in the order of the checks.
 
-    teacher: str
+    ``teacher`` is None where its text is all there is.
+    """
+
+    teacher: str | None
     student: str
     prompts: str
     findings: tuple[Finding, ...]
 
     @property
     def verdict(self) -> Literal["pass", "warnings", "refuse"]:
-        """The worst of the findings; what is not applicable counts nothing."""
+        """The worst of the findings; notes and what is not applicable count nothing."""
         found = {finding.status for finding in self.findings}
         return "refuse" if "refuse" in found else "warnings" if "warning" in found else "pass"
 
@@ -79,6 +82,11 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
 def passed(what: str, **numbers: float) -> Outcome:
     """Nothing to do."""
     return Outcome("pass", what, numbers=numbers)
+
+
+def note(what: str) -> Outcome:
+    """What should be known of every run of this kind; there is nothing to do."""
+    return Outcome("note", what)
 
 
 def warning(what: str, advice: str, **numbers: float) -> Outcome:

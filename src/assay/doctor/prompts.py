@@ -2,42 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from assay.data.splitting import LONG_REFERENCE, NEAR_DUPLICATE, loose_key, near_duplicates
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, not_applicable, passed, refusal, warning
+from assay.doctor.sides import Side
+from assay.recipes.own import FEWEST_HELD_OUT
 
 TOLERATED_SHARE = 0.01
 """Of prompts that are dropped, cut or nearly repeated, without a warning."""
-FEWEST_HELD_OUT = 16
-"""Prompts that a probe needs."""
+FEWEST_TRAINED = 2
 
 
 def lengths(case: Case) -> Outcome:
-    """D009: prompts and responses against the limits and both contexts."""
+    """D009: the limits against the contexts, as a run holds them, and prompts and references against the limits."""
     limit, response = case.request.max_prompt_tokens, case.request.max_response_tokens
     num, kept = len(case.rows), case.kept
-    beyond = [i for i in kept if not case.fits(i)]
     references = [row.reference for row in case.rows if row.reference is not None]
     cut = sum(len(case.reference_ids(text)) > response for text in references)
     numbers = {
         "longest_prompt_tokens": max(map(len, case.all_prompt_ids)),
         "dropped": num - len(kept),
-        "beyond_context": len(beyond),
         "cut_references": cut,
     }
-    contexts = " and ".join(f"{side.role} {side.context_tokens or 'unbounded'}" for side in case.sides)
+    contexts = ", ".join(f"{side.role} {side.context_tokens or 'unbounded'}" for side in case.sides)
     what = (
         f"prompts have up to {numbers['longest_prompt_tokens']:,} tokens, responses up to {response:,}, the contexts: "
-        f"{contexts}; {numbers['dropped']:,} of {num:,} prompts are dropped as longer than {limit or 'any limit'}, "
+        f"{contexts}; {numbers['dropped']:,} of {num:,} prompts are dropped as longer than {limit}, "
         f"{cut:,} of {len(references):,} references are cut"
     )
-    if beyond:
-        fitting = max((len(case.all_prompt_ids[i]) for i in kept if case.fits(i)), default=0)
+    room = min(_room(side, response) for side in case.sides)
+    if room < limit:
         return refusal(
-            f"{what}, {len(beyond):,} kept prompts with a response are beyond a context",
-            f"set --max-prompt-tokens to {fitting}" if fitting else "lower --max-response-tokens",
+            f"{what}, and {limit} + {response} tokens are beyond a context",
+            f"set --max-prompt-tokens to {room}" if room > 0 else "lower --max-response-tokens",
             **numbers,
         )
     if not kept:
@@ -45,6 +45,15 @@ def lengths(case: Case) -> Outcome:
     if numbers["dropped"] > TOLERATED_SHARE * num or cut > TOLERATED_SHARE * len(references):
         return warning(what, "raise --max-prompt-tokens or --max-response-tokens, or accept the loss", **numbers)
     return passed(what, **numbers)
+
+
+def _room(side: Side, response_tokens: int) -> float:
+    """Tokens that a context leaves for a prompt; an encoder-decoder model has one context for each of the two."""
+    if side.context_tokens is None:
+        return math.inf
+    if side.config.is_encoder_decoder:
+        return side.context_tokens if response_tokens <= side.context_tokens else 0
+    return side.context_tokens - response_tokens
 
 
 def leaked_references(case: Case) -> Outcome:
@@ -59,7 +68,7 @@ def leaked_references(case: Case) -> Outcome:
     return warning(
         f"{len(leaked):,} of {len(pairs):,} references are contained in their prompts ({shown}): their likelihood "
         "measures copying, not answering",
-        "take the answers out of these prompts, or leave --reference out",
+        "take the answers out of these prompts, or leave --references out",
         leaked=len(leaked),
     )
 
@@ -110,15 +119,14 @@ def near_duplicate_prompts(case: Case) -> Outcome:
 
 
 def enough_prompts(case: Case) -> Outcome:
-    """D013: prompts in each split."""
-    counts = Counter(case.splits)
-    held_out = sum(count for split, count in counts.items() if split.lower() not in ("oracle", "distillation", "train"))
-    rest = len(case.rows) - held_out
-    what = "prompts per split: " + ", ".join(f"{split} {count:,}" for split, count in sorted(counts.items()))
-    if held_out < FEWEST_HELD_OUT or rest == 0:
-        return warning(
-            f"{what}; a probe needs {FEWEST_HELD_OUT} held-out prompts or more, and training some of its own",
-            "add prompts",
+    """D013: prompts in each split that are not too long."""
+    counts = Counter(case.splits[i] for i in case.kept)
+    held_out, trained = counts["held_out"], counts["distillation"]
+    what = f"prompts that fit: {trained:,} to distil on, {held_out:,} held out"
+    if held_out < FEWEST_HELD_OUT or trained < FEWEST_TRAINED:
+        return refusal(
+            f"{what}; a run needs {FEWEST_TRAINED} and {FEWEST_HELD_OUT}",
+            "add prompts, or raise --max-prompt-tokens",
             held_out=held_out,
         )
     return passed(what, held_out=held_out)

@@ -43,7 +43,7 @@ def dropout(case: Case) -> Outcome:
     """D008: rates of dropout above 0 in the configs."""
     rates = {side.role: _rates(side.config.get_text_config()) for side in case.sides}
     if not any(rates.values()):
-        return passed("no dropout in either config")
+        return passed("no dropout in any config")
     found = "; ".join(
         f"the {role}'s config has " + ", ".join(f"{name} {rate:g}" for name, rate in its.items())
         for role, its in rates.items()

@@ -13,19 +13,20 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from assay.errors import AssayError
-from assay.models.loading import checkpoint_of, describe, load_framing, load_model, load_tokenizer, ships_tokenizer
+from assay.models.loading import checkpoint_of, describe, load_framing, load_tokenizer, ships_tokenizer
 from assay.models.pretrained import PretrainedModel
 from assay.models.sizes import ModelSize, size_from_shapes
-from assay.types import Framing
+from assay.types import Framing, Writer
+from assay.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Side:
     """A model by its role, "teacher" or "student". ``tokenizer`` is None for a folder that ships none."""
 
-    role: str
+    role: Writer
     name: str
-    device: str
+    work: Workspace
     config: PreTrainedConfig
     shapes: dict[str, tuple[int, ...]]
     generation: dict[str, Any]
@@ -33,8 +34,11 @@ class Side:
 
     @cached_property
     def model(self) -> PretrainedModel:
-        """The weights, loaded once. Raises AssayError when they cannot be, or do not run as their family does."""
-        return load_model(self.name, self.device)
+        """The weights as a run has them, loaded once: with its end-of-sequence token and its vocabulary.
+
+        Raises AssayError when they cannot be loaded, or do not run as their family does.
+        """
+        return self.work.base(self.role)
 
     @cached_property
     def size(self) -> ModelSize:
@@ -69,7 +73,7 @@ class Side:
 
     def framing(self, tokenizer: PreTrainedTokenizerBase) -> Framing:
         """The special tokens that ``tokenizer`` puts around a prompt of this model's family."""
-        return load_framing(self.name, tokenizer)
+        return load_framing(self.name, tokenizer, self.work.experiment.models.trust_remote_code)
 
     def token(self, token_id: int) -> str:
         """A token as its tokenizer writes it, with its id."""
@@ -77,25 +81,31 @@ class Side:
         return f"{text} ({token_id})" if text is not None else f"token {token_id}"
 
 
-def read_side(role: str, name: str, device: str) -> Side:
-    """The description of a model, without its weights.
+def read_side(role: Writer, work: Workspace) -> Side:
+    """The description of one of a run's models, without its weights.
 
-    Raises AssayError when it cannot be read, and for a folder whose weights are pickled, missing or damaged.
+    Raises AssayError when it cannot be read, and for a folder whose weights are pickled unasked, missing or damaged.
     """
-    config, shapes = describe(name)
+    models = work.experiment.models
+    name = models.names[role]
+    config, shapes = describe(name, models.trust_remote_code)
     folder = Path(checkpoint_of(name))
     if folder.is_dir():
-        _check_weight_files(name, folder)
-    tokenizer = load_tokenizer(name) if ships_tokenizer(name) else None
-    return Side(role, name, device, config, shapes, _generation_config(name), tokenizer)
+        _check_weight_files(name, folder, models.allow_pickle)
+    tokenizer = load_tokenizer(name, models.trust_remote_code) if ships_tokenizer(name) else None
+    return Side(role, name, work, config, shapes, _generation_config(name), tokenizer)
 
 
-def _check_weight_files(name: str, folder: Path) -> None:
+def _check_weight_files(name: str, folder: Path, allow_pickle: bool) -> None:
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        cause = f"only pickled weights ({pickled[0]}), which are never loaded" if pickled else "no weights"
-        raise AssayError(f"model {name!r} holds {cause}: save it as safetensors")
+    pickled = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if not files and pickled and not allow_pickle:
+        raise AssayError(
+            f"model {name!r} holds only pickled weights ({pickled[0]}), which can run code: save it as safetensors, or "
+            "give --allow-pickle if you trust it"
+        )
+    if not files and not pickled:
+        raise AssayError(f"model {name!r} holds no weights: save it as safetensors")
     for file in files:
         try:
             with safe_open(file, framework="np") as opened:

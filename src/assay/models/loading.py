@@ -265,8 +265,7 @@ def check_same_tokenizer(
 
     A model without a tokenizer is taken ``on_trust``, or refused.
     """
-    folder = Path(checkpoint_of(name))
-    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+    if not ships_tokenizer(name):
         if on_trust:
             return
         raise AssayError(
@@ -282,16 +281,15 @@ def check_same_tokenizer(
         )
 
 
-def describe(name: str) -> tuple[PreTrainedConfig, dict[str, tuple[int, ...]]]:
+def describe(name: str, trust_remote_code: bool = False) -> tuple[PreTrainedConfig, dict[str, tuple[int, ...]]]:
     """The config of a model and the shapes of the weights that it asks for, tied ones once; nothing is loaded.
 
     Raises AssayError when there is no config, or no model can be made of it.
     """
-    with _readable_errors("model", name):
-        config = AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=False)
+    config = _load_config(name, trust_remote_code)
     _, auto_class = _family(config)
     with _readable_errors("model", name), torch.device("meta"):
-        module = auto_class.from_config(config)
+        module = auto_class.from_config(config, trust_remote_code=trust_remote_code)
     return config, {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
 
 
