@@ -18,6 +18,7 @@ from torch import Tensor
 from assay.buckets import lists_all, on_same_buckets
 from assay.config import ProbeConfig
 from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.judges import Judge, ModelJudge
 from assay.models.batching import SAMPLING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs, Kept, by_length
 from assay.models.language_model import LanguageModel
@@ -78,7 +79,10 @@ TOP = 8
 
 @dataclass(frozen=True)
 class PerPrompt:
-    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over."""
+    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over.
+
+    Of a judge of the student's responses ``value_nats`` is what the judge says, in the judge's own unit.
+    """
 
     metric: str
     prompt_ids: list[str]
@@ -107,6 +111,7 @@ class FrozenSet:
     responses: Sequence[Response]
     walker: LanguageModel | CachedLogProbs | None
     kept: list[Kept] = field(default_factory=list)
+    is_of_a_judge: bool = False
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
@@ -191,10 +196,20 @@ class Probe:
     ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
     responses of the student as it was before distillation. Where the teacher lists its most probable tokens, proxy and
     train proxy are lower bounds, and ``captured_mass`` says how much of its law is listed along the proxy's responses.
+    ``judges`` score the same free-running responses that length and repetition are read from.
     """
 
-    def __init__(self, sets: Sequence[FrozenSet], config: ProbeConfig, *, max_response_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        sets: Sequence[FrozenSet],
+        config: ProbeConfig,
+        *,
+        max_response_tokens: int,
+        seed: int,
+        judges: Sequence[Judge] = (),
+    ) -> None:
         self.sets = sets
+        self.judges = judges
         self.config = config
         self.seconds = 0.0
         self._max_response_tokens = max_response_tokens
@@ -215,7 +230,7 @@ class Probe:
         for frozen in self.sets:
             values, company = frozen.against(student)
             per_prompt.append(values)
-            means |= mean_columns(values)
+            means |= judge_columns(values) if frozen.is_of_a_judge else mean_columns(values)
             if frozen.metric == "proxy":
                 means["student_entropy_nats_per_token"] = company["entropy_nats_per_token"]
                 means["top_overlap"] = company["top_overlap"]
@@ -230,6 +245,10 @@ class Probe:
             writer_step=step,
         )
         means |= degeneration(samples)
+        for judge in self.judges:
+            values = judged(judge, self.free_prompts, samples)
+            per_prompt.append(values)
+            means |= judge_columns(values)
         self.seconds += time.perf_counter() - started
         return Evaluation(per_prompt, means, samples[: self.config.num_shown])
 
@@ -243,6 +262,18 @@ def mean_columns(values: PerPrompt) -> dict[str, float | None]:
         f"{values.metric}_stderr": estimate.stderr,
         f"{values.metric}_nats_per_token": per_token,
     }
+
+
+def judged(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Response]) -> PerPrompt:
+    """What a judge says of these responses, prompt by prompt."""
+    lengths = np.array([len(response.token_ids) for response in responses])
+    return PerPrompt(judge.config.column, [p.id for p in prompts], judge.values(prompts, responses), lengths)
+
+
+def judge_columns(values: PerPrompt) -> dict[str, float | None]:
+    """``judge_<name>``, the mean over the prompts, and ``judge_<name>_stderr``."""
+    estimate = mean_estimate(values.value_nats)
+    return {values.metric: estimate.value, f"{values.metric}_stderr": estimate.stderr}
 
 
 def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
@@ -271,13 +302,15 @@ def build_probe(
     max_response_tokens: int,
     seed: int,
     teacher_cache: CachedLogProbs | None = None,
+    judges: Sequence[Judge] = (),
 ) -> Probe:
     """The probe of one arm. ``models`` holds teacher, as "student" the student's frozen start, and any oracle.
 
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
     the teacher responses that the train proxy walks on; ``teacher_cache`` says how the teacher's word on both is kept
     (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
-    scored: −log student of them is golden, up to a constant, with references as the truth.
+    scored: −log student of them is golden, up to a constant, with references as the truth. A judge that walks on its
+    own responses writes them here, with the random numbers that the teacher's were drawn with.
     """
     monitored = config.num_monitored
     teacher = teacher_cache or models["teacher"]
@@ -296,7 +329,20 @@ def build_probe(
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]
         sets.append(FrozenSet("reference_nll", with_reference, references, None))
-    return Probe(sets, config, max_response_tokens=max_response_tokens, seed=seed)
+    readers: list[Judge] = []
+    for judge in judges:
+        if isinstance(judge, ModelJudge) and judge.config.walks_on == "judge":
+            sets.append(_set_of(judge, held_out, max_response_tokens, seed))
+        else:
+            readers.append(judge)
+    return Probe(sets, config, max_response_tokens=max_response_tokens, seed=seed, judges=readers)
+
+
+def _set_of(judge: ModelJudge, held_out: Sequence[Prompt], max_response_tokens: int, seed: int) -> FrozenSet:
+    """A second teacher's responses to the held-out prompts, for KL(judge‖student) along them."""
+    # they are stored nowhere, so nobody reads who wrote them
+    responses = write_responses(judge.model, "teacher", held_out, max_response_tokens, purpose="held_out", seed=seed)
+    return FrozenSet(judge.config.column, held_out, responses, judge.model, is_of_a_judge=True)
 
 
 def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:

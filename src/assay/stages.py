@@ -25,11 +25,12 @@ from assay.data.chat import chat_template_digest
 from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, pool_size, present_pairs
 from assay.data.signal_store import SignalStore, tokenizer_digest
 from assay.data.sources import Counters, Mixture, ResponseSource
-from assay.data.store import read_responses, responses_table
+from assay.data.store import read_responses, response_text, responses_table
 from assay.data.tasks import Split, corpus_digest, load_prompts
 from assay.divergences import DIVERGENCES, divergence
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet, Probe, build_probe, write_responses
+from assay.evaluation import FrozenSet, Probe, build_probe, judged, write_responses
+from assay.judges import Judge, ModelJudge, open_judge
 from assay.models.averaging import Learner
 from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
@@ -165,6 +166,11 @@ class Workspace:
         """The models that a student is measured against, and learns from: oracle and teacher, as far as they are."""
         return {role: self.tuned(role) for role in self.experiment.models.names if role != "student"}
 
+    def judges(self) -> list[Judge]:
+        """Those who score the student's responses beside the truth."""
+        decode = functools.partial(response_text, self.tokenizer)
+        return [open_judge(config, self._load, decode) for config in self.experiment.probe.judges]
+
     @property
     def vocab_size(self) -> int | None:
         """To how many tokens the law of every model is cut; None where it is left whole."""
@@ -238,7 +244,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     }
     if experiment.task.chat_template:
         digests["chat_template"] = str(chat_template_digest(work.tokenizer))
-    return digests
+    return digests | _check_judges(work, first)
 
 
 def _check_temperature(experiment: Experiment, teacher: Teacher) -> None:
@@ -261,6 +267,33 @@ def _check_references(work: Workspace) -> None:
                 work.source_prompts(source, work.distillation_pool())
         if arm.alarm == "references" and not any(prompt.reference_ids for prompt in monitored):
             raise AssayError(f"arm {arm.name!r} listens to references, but the task has none: use another alarm")
+
+
+def _check_judges(work: Workspace, model: PretrainedModel) -> dict[str, str]:
+    """Asks each judge for a score, so that none fails after stage 1; returns the digests of those that are models."""
+    task, digests = work.experiment.task, {}
+    for config in work.experiment.probe.judges:
+        if config.kind == "model":
+            models = work.experiment.models
+            check_same_tokenizer(
+                work.tokenizer,
+                config.target,
+                on_trust=models.vocabulary == "same",
+                trust_remote_code=models.trust_remote_code,
+            )
+    prompts = work.held_out()[:2] if work.experiment.probe.judges else []
+    responses = [
+        Response(prompt.id, prompt.token_ids[: task.max_response_tokens], "dataset", True) for prompt in prompts
+    ]
+    for judge in work.judges():
+        if isinstance(judge, ModelJudge):
+            assert isinstance(judge.model, PretrainedModel)
+            check_same_vocabulary(model, judge.model)
+            judge.model.check_lengths(task.max_prompt_tokens, task.max_response_tokens)
+            digests[f"judge {judge.config.target}"] = judge.model.digest
+        else:
+            judged(judge, prompts, responses)
+    return digests
 
 
 def _check_leaks(held_out: Sequence[Prompt], *others: Sequence[Prompt]) -> None:
@@ -482,6 +515,7 @@ def _build_probe(
         max_response_tokens=experiment.task.max_response_tokens,
         seed=experiment.seed,
         teacher_cache=teacher_cache,
+        judges=work.judges(),
     )
 
 
