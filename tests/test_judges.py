@@ -21,6 +21,7 @@ from assay.config import ARMS, Experiment, JudgeConfig, ProbeConfig, to_dict
 from assay.config_file import from_dict
 from assay.errors import AssayError
 from assay.evaluation import build_probe, judged, write_responses
+from assay.forecast import forecast
 from assay.judges import CommandJudge, FunctionJudge, JudgeError, ModelJudge, open_judge
 from assay.results import per_prompt
 from assay.types import Batch, Progress, Prompt, Response
@@ -267,6 +268,25 @@ def run(judges: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COLUMNS = ("judge_same", "judge_second_text", "judge_words", "judge_letters")
+
+
+def test_judges_are_forecast(judges: Any) -> None:
+    """A judge that walks on its own responses is one more teacher for the student; a reader costs its reading."""
+    plain, walker, reader, others = (
+        forecast(experiment_with(some)) for some in ((), judges[:1], judges[1:2], judges[2:])
+    )
+    probe, num_tokens = experiment_with(()).probe, experiment_with(()).task.max_response_tokens
+    assert walker.generated_tokens - plain.generated_tokens == probe.num_prompts * num_tokens
+    assert walker.scored_tokens - plain.scored_tokens == probe.num_prompts * (1 + 5) * num_tokens
+    assert reader.generated_tokens == plain.generated_tokens
+    assert reader.scored_tokens - plain.scored_tokens == probe.num_monitored * 5 * num_tokens
+    for more in (walker, reader):
+        assert more.flops > plain.flops  # type: ignore[operator]
+        assert more.memory_bytes > plain.memory_bytes  # type: ignore[operator]
+        assert more.disk_bytes > plain.disk_bytes  # type: ignore[operator]
+    assert (others.flops, others.memory_bytes) == (plain.flops, plain.memory_bytes)
+    unknown = forecast(experiment_with((dataclasses.replace(judges[0], target="some/model"),)))
+    assert unknown.unknown_models == ("some/model",)
 
 
 def test_a_run_writes_means_and_values_per_prompt(run: Path) -> None:

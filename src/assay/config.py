@@ -300,6 +300,11 @@ class ProbeConfig:
     num_shown: int = 6
     judges: tuple[JudgeConfig, ...] = ()
 
+    @property
+    def judging_models(self) -> dict[str, str]:
+        """The models among the judges, by their columns."""
+        return {judge.column: judge.target for judge in self.judges if judge.kind == "model"}
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,9 +108,9 @@ class CommandJudge:
     def _answers(self, text: str) -> str:
         """What the program writes to stdout when it reads ``text``; all its processes end with the timeout."""
         name, words = self.config.name, command_words(self.config)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipe = subprocess.PIPE
         try:
-            process = subprocess.Popen(words, start_new_session=True, **pipes)
+            process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         except OSError as error:
             raise JudgeError(f"judge {name!r} cannot start {words[0]!r}: {error.strerror or error}") from error
         try:
@@ -154,12 +155,13 @@ def open_judge(config: JudgeConfig, load_model: Callable[[str], LanguageModel], 
         return CommandJudge(config, decode)
     module, _, name = config.target.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name, None)
+        function: Any = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise JudgeError(
             f"the module of judge {config.name!r} cannot be imported ({error}): install it, or put its folder on "
             "PYTHONPATH"
         ) from error
-    if not callable(function):
+    is_function = callable(function)
+    if not is_function:
         raise JudgeError(f"judge {config.name!r}: module {module!r} has no function {name!r}")
     return FunctionJudge(config, function, decode)

@@ -169,7 +169,8 @@ class Workspace:
     def judges(self) -> list[Judge]:
         """Those who score the student's responses beside the truth."""
         decode = functools.partial(response_text, self.tokenizer)
-        return [open_judge(config, self._load, decode) for config in self.experiment.probe.judges]
+        load = functools.cache(self._load)  # two judges may be one model
+        return [open_judge(config, load, decode) for config in self.experiment.probe.judges]
 
     @property
     def vocab_size(self) -> int | None:
