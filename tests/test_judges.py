@@ -323,6 +323,22 @@ def test_the_report_shows_each_judge_and_which_way_is_better(run: Path, tmp_path
     assert len(rows) == len(runs.read_records(run / "metrics.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("metrics.jsonl", '"judge_words": ', '"judge_words": "a few", "was": '),
+        ("manifest.json", '"kind": "model"', '"kind": 3'),
+        ("manifest.json", '"higher_is_better": null', '"higher_is_better": "yes"'),
+    ],
+)
+def test_the_report_refuses_damaged_words_of_judges(run: Path, tmp_path: Path, file: str, old: str, new: str) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(AssayError, match="the file is damaged"):
+        write_report([tmp_path / "run"], tmp_path / "report")
+
+
 def test_diagnose_ignores_judges_unless_one_is_named(run: Path) -> None:
     log = read_log(run)
     assert not any("judge" in guess for guess in log.guesses)
