@@ -26,11 +26,12 @@ from following import Curves, summary
 
 from assay import provenance, runs
 from assay.config import ARMS, Experiment, JudgeConfig
+from assay.config_file import from_dict
 from assay.diagnostics.verdict import judge
 from assay.recipes import get_recipe
 from assay.report.tables import to_csv, to_markdown
 from assay.results import per_prompt
-from assay.sweep import make_stage_one, run_folder, run_sweep
+from assay.sweep import make_stage_one, run_sweep
 
 HERE = Path(__file__).parent
 OUT = HERE / "truths"
@@ -134,21 +135,28 @@ def _make_start(world: str, seed: int, folder: Path) -> None:
 
 
 def collect(folder: Path) -> None:
-    """The curves of the runs that have ended, with their labels, into judges.csv."""
-    rows: list[dict[str, Any]] = []
-    ended = [e for e in experiments(folder) if (run_folder(e, folder) / "summary.json").exists()]
-    for experiment in ended:
-        place = run_folder(experiment, folder)
-        records, probe = runs.read_records(place / "metrics.jsonl"), runs.read_table(place / "probe.parquet")
-        for arm in ("offline", "online_teacher"):
-            (steps, golden_SP), (_, proxy_SP) = (per_prompt(probe, arm, metric) for metric in ("golden", "proxy"))
-            label = judge(steps, golden_SP, proxy_SP).name
-            identity = {"world": experiment.recipe, "task": experiment.task.name, "seed": experiment.seed}
-            identity |= {"arm": arm, "num_monitored": experiment.probe.num_monitored, "label": label}
-            rows += [identity | _row(record, experiment) for record in records if record["arm"] == arm]
+    """The curves of the runs with judges that have ended, with their labels, into judges.csv."""
+    found: list[tuple[Path, Experiment]] = []
+    for path in sorted(folder.glob("*/manifest.json")):
+        manifest = runs.read_json(path)
+        if manifest["status"] == "finished":
+            found.append((path.parent, from_dict(manifest["config"])))
+    rows = [row for place, experiment in found for row in _rows(place, experiment)]
     OUT.mkdir(exist_ok=True)
     (OUT / "judges.csv").write_text(to_csv(rows))
-    print(f"{len(ended)} runs, {len(rows)} evaluations")
+    print(f"{len(found)} runs, {len(rows)} evaluations")
+
+
+def _rows(place: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    records, probe = runs.read_records(place / "metrics.jsonl"), runs.read_table(place / "probe.parquet")
+    rows: list[dict[str, Any]] = []
+    for arm in (arm.name for arm in experiment.arms):
+        (steps, golden_SP), (_, proxy_SP) = (per_prompt(probe, arm, metric) for metric in ("golden", "proxy"))
+        label = judge(steps, golden_SP, proxy_SP).name
+        identity = {"world": experiment.recipe, "task": experiment.task.name, "seed": experiment.seed, "arm": arm}
+        identity |= {"num_monitored": experiment.probe.num_monitored, "label": label}
+        rows += [identity | _row(record, experiment) for record in records if record["arm"] == arm]
+    return rows
 
 
 def _row(record: Mapping[str, Any], experiment: Experiment) -> dict[str, Any]:
