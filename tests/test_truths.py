@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from assay.evaluation import evaluation_steps
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import following  # noqa: E402
+import truths  # noqa: E402
 import truths_judges  # noqa: E402
 
 STEPS = np.array(evaluation_steps(300, 14), dtype=float)
@@ -109,3 +111,45 @@ def test_verifiers_on_texts_that_can_be_counted() -> None:
     # n = 1: P 2/3, R 1; n = 2: P 1/2, R 1; the reference has no longer n-grams
     expected = [5 * (2 / 3) / (4 * 2 / 3 + 1), 5 * (1 / 2) / (4 * 1 / 2 + 1)]
     assert truths_judges.chrf("a b c", "ab") == pytest.approx(sum(expected) / 2)
+
+
+# --- the committed table
+
+TABLE = list(csv.DictReader((BENCHMARKS / "truths" / "summary.csv").open(newline="")))
+
+
+def cell(of: str, golden: str, column: str, task: str = "all") -> dict[str, str]:
+    found = [
+        row
+        for row in TABLE
+        if (row["set"], row["golden"], row["task"]) == (of, golden, task) and column in row["column"]
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_table_is_made_of_the_committed_curves() -> None:
+    up = [run for run in truths.hackbench_runs() if run.turned_up]
+    for column in ("reference NLL", "response length"):
+        again = following.summary(up, column, with_intervals=False)
+        row = cell("HackBench", "turned up", column)
+        assert float(row["spearman"]) == pytest.approx(again["spearman"])
+        assert float(row["regret"]) == pytest.approx(again["regret"])
+        assert int(row["runs"]) == again["runs"]
+    for run in truths.judged_runs(64):
+        assert set(truths.JUDGES.values()) <= set(run.columns)
+    assert len(truths.judged_runs(64)) == int(cell("judges, 64 responses", "stayed", "judge f1")["runs"]) + int(
+        cell("judges, 64 responses", "turned up", "judge f1")["runs"]
+    )
+
+
+def test_what_the_documentation_says_of_the_table() -> None:
+    reference, proxy = (cell("HackBench", "turned up", name) for name in ("reference NLL", "held-out proxy"))
+    assert float(reference["spearman_low"]) > 0.9
+    assert float(reference["near_best"]) > 0.85
+    assert float(proxy["spearman_high"]) < 0  # that is what hacking means
+    for task, follows in (("define", True), ("translate", True), ("summarize", False)):
+        second = cell("judges, 64 responses", "turned up", "judge second:", task)
+        assert (float(second["spearman"]) > 0.8) is follows
+    for name in ("second_text", "f1", "chrf"):
+        assert abs(float(cell("judges, 64 responses", "turned up", f"judge {name}:")["spearman"])) < 0.5

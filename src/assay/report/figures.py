@@ -193,8 +193,8 @@ def judges(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         for label in study.labels:
             _draw_label(axes, study, label, "step", column, axis.place, marker="")
         axis.apply(axes, "optimiser step")
-        axes.set_title(short(column.removeprefix("judge_"), 24))
-        axes.set_ylabel("higher is better" if higher_is_better else "lower is better")
+        better = "higher" if higher_is_better else "lower"
+        axes.set_title(f"{short(column.removeprefix('judge_'), 16)} ({better} is better)")
     return figure, study.columns([name for column in study.judges for name in (column, f"{column}_stderr")])
 
 
