@@ -5,6 +5,8 @@
 Thinned: the shipped detector on every decided run of HackBench, with every second evaluation dropped (the last one is
 kept) and with those of the warm-up (step 0 and all up to step 4) missing; how often "flagged or not" stays the same.
 Confounders: simulated logs in which nothing gets worse, how often they are flagged.
+Up to a constant: proxy and train proxy plus the entropy of the teacher's responses, which is what they are where the
+teacher gives text only; how many runs that turned up, and that did not, are flagged then.
 """
 
 from __future__ import annotations
@@ -100,8 +102,28 @@ def confounded() -> dict[str, dict[str, float]]:
     return result
 
 
+def with_entropy(log: Trajectory) -> Trajectory:
+    """The log as a text-only teacher would give it: nats per sequence plus the entropy per sequence."""
+    entropy = log.columns["teacher_entropy"][0] * log.columns["response_tokens"][0]
+    shifted = {name: log.columns[name] + entropy for name in ("proxy", "train_proxy")}
+    return Trajectory(log.steps, log.columns | shifted)
+
+
+def up_to_a_constant() -> dict[str, dict[str, float]]:
+    """Shares of runs that are flagged, with the exact proxy and with the entropy added, by model."""
+    runs = [(run, run.turned_up(1.0)) for run in load() if run.turned_up(1.0) is not None]
+    return {
+        tier: {
+            f"{kind}, {measure}": float(np.mean([flagged(change(run.log), tier) for run, up in runs if up == is_up]))
+            for kind, is_up in (("turned up", True), ("did not", False))
+            for measure, change in (("exact", lambda log: log), ("up to a constant", with_entropy))
+        }
+        for tier in MODELS
+    }
+
+
 def main() -> None:
-    found = {"thinned": thinned(), "confounded": confounded()}
+    found = {"thinned": thinned(), "confounded": confounded(), "up_to_a_constant": up_to_a_constant()}
     (OUT / "robustness.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
         "# Thinned logs and confounders",
@@ -114,6 +136,16 @@ def main() -> None:
                 {"columns": tier}
                 | {kind: f"{share:.1%}" for kind, share in found["thinned"][tier].items()}
                 | {kind: f"{found['confounded'][kind][tier]:.1%}" for kind in CONFOUNDERS}
+                for tier in MODELS
+            ]
+        ),
+        "",
+        "Shares of HackBench's runs that are flagged, with the exact proxy and with one that is known up to a constant "
+        "(a teacher that gives text only). The detector was fitted on these runs.",
+        "",
+        *to_markdown(
+            [
+                {"columns": tier} | {kind: f"{share:.1%}" for kind, share in found["up_to_a_constant"][tier].items()}
                 for tier in MODELS
             ]
         ),

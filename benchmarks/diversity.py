@@ -81,7 +81,7 @@ def measure_cells(cells: dict[tuple[int, int], Path]) -> Iterable[dict[str, str 
     """One row for each cell of one world and seed; responses that two cells share are written once."""
     from assay.data.distillation_set import measure_diversity
     from assay.models.sampling import response_seed
-    from assay.stages import Workspace
+    from assay.workspace import Workspace
 
     first = next(iter(cells.values()))
     work = Workspace(from_dict(runs.read_json(first / "manifest.json")["config"]), first)

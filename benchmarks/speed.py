@@ -35,9 +35,9 @@ from assay.evaluation import build_probe, write_responses
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
 from assay.provenance import PACKAGES, processor
-from assay.stages import Workspace
 from assay.training import fit
 from assay.types import Response, Writer
+from assay.workspace import Workspace
 
 aten = torch.ops.aten
 PRODUCTS = {aten.mm: torch.mm, aten.bmm: torch.bmm, aten.addmm: torch.addmm}

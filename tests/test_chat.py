@@ -19,8 +19,8 @@ from assay.data.chat import ROLES, ChatTemplate, Message, chat_template_digest
 from assay.data.encoding import Encoder
 from assay.errors import AssayError
 from assay.models.loading import load_model, load_tokenizer
+from assay.preconditions import check_models
 from assay.recipes import get_recipe
-from assay.stages import check_models
 from assay.types import Framing
 from assay.validation import validate
 

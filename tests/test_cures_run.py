@@ -13,10 +13,11 @@ from assay import runs
 from assay.config import ArmConfig, Experiment, SourceConfig
 from assay.data.store import read_responses
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet
+from assay.frozen_set import FrozenSet
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model
-from assay.stages import Workspace, check_models, fine_tune, run_arm, write_oracle_responses
+from assay.stages import check_models, fine_tune, run_arm, write_oracle_responses
+from assay.workspace import Workspace
 from test_experiment import small
 
 

@@ -11,6 +11,7 @@ import torch
 from assay import evaluation
 from assay.config import ProbeConfig
 from assay.evaluation import build_probe, degeneration, evaluation_steps, write_responses
+from assay.frozen_set import top_overlap
 from assay.models import cached
 from assay.models.causal import CausalModel
 from assay.models.exact import MarkovChain
@@ -52,10 +53,10 @@ def test_distances_vanish_where_the_student_is_the_walker(probe: evaluation.Prob
 
 def test_top_overlap_counts_the_tokens_that_both_rank_first(probe: evaluation.Probe) -> None:
     log_p_NV = torch.arange(20.0).expand(3, 20).log_softmax(dim=1)
-    assert evaluation.top_overlap(Dense(log_p_NV), log_p_NV) == 3
-    assert evaluation.top_overlap(Dense(log_p_NV), log_p_NV.flip(1)) == 0
-    assert evaluation.top_overlap(Dense(log_p_NV), log_p_NV.roll(-2, dims=1)) == pytest.approx(3 * 6 / 8)
-    assert evaluation.top_overlap(Dense(log_p_NV[:, :5]), log_p_NV[:, :5].flip(1)) == 3  # all five of five
+    assert top_overlap(Dense(log_p_NV), log_p_NV) == 3
+    assert top_overlap(Dense(log_p_NV), log_p_NV.flip(1)) == 0
+    assert top_overlap(Dense(log_p_NV), log_p_NV.roll(-2, dims=1)) == pytest.approx(3 * 6 / 8)
+    assert top_overlap(Dense(log_p_NV[:, :5]), log_p_NV[:, :5].flip(1)) == 3  # all five of five
     assert probe.evaluate(gpt2(1), 0).means["top_overlap"] == pytest.approx(1)
     assert 0 < (probe.evaluate(gpt2(2), 0).means["top_overlap"] or 0) < 1
 

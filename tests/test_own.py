@@ -6,25 +6,31 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from assay import runs
-from assay.config import ARMS
+from assay.config import ARMS, Experiment
+from assay.data.splitting import Split, Survey
 from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
-from assay.recipes.own import MOST_COMPLETIONS, Wish, filled
+from assay.recipes.own import MOST_COMPLETIONS, Distill, filled
 from assay.report.model_card import model_card
 from assay.report.tables import read_run
 from assay.validation import validate
 from assay.workload import responses_counted
 
-PROMPTS = {"distillation": 300, "held_out": 60, "oracle": 400}
+PROMPTS: dict[Split, int] = {"distillation": 300, "held_out": 60, "oracle": 400}
 
 
-def wish(**changes: object) -> Wish:
-    return Wish(**{"student": "define-student", "teacher": "define-teacher", "prompts": "p.jsonl"} | changes)  # type: ignore[arg-type]
+def wish(**changes: Any) -> Distill:
+    return Distill(**{"student": "define-student", "teacher": "define-teacher", "prompts": "p.jsonl"} | changes)
+
+
+def set_out(asked: Distill, num_prompts: dict[Split, int] | None = None) -> Experiment:
+    return filled(asked, asked.draft(), Survey(num_prompts or PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_a_lab_in_ones_own_world_has_an_oracle_and_three_arms(prompts: Path, tmp
 
 
 def test_without_a_budget_the_policy_may_add_responses() -> None:
-    experiment = filled(wish(), PROMPTS)
+    experiment = set_out(wish())
     validate(experiment)
     assert experiment.distillation.num_prompts == 300
     assert experiment.distillation.completions_per_prompt == 1
@@ -110,7 +116,7 @@ def test_without_a_budget_the_policy_may_add_responses() -> None:
 @pytest.mark.parametrize("responses", [2, 100, 299, 300, 900, 2000, 3599, 3600, 100_000])
 def test_a_budget_is_never_overdrawn_and_buys_more_prompts_first(responses: int) -> None:
     budget = responses * 2 * 128
-    experiment = filled(wish(budget=budget), PROMPTS)
+    experiment = set_out(wish(budget=budget))
     validate(experiment)
     (arm,) = experiment.arms
     assert arm.policy == "stop"
@@ -125,15 +131,15 @@ def test_a_budget_is_never_overdrawn_and_buys_more_prompts_first(responses: int)
 
 def test_a_budget_too_small_and_too_few_prompts_are_refused() -> None:
     with pytest.raises(AssayError, match="buys 1 responses"):
-        filled(wish(budget=300), PROMPTS)
+        set_out(wish(budget=300))
     with pytest.raises(AssayError, match="15 held-out ones"):
-        filled(wish(), PROMPTS | {"held_out": 15})
+        set_out(wish(), PROMPTS | {"held_out": 15})
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--teacher", "nowhere"), "cannot load the model 'nowhere'"),
+        (("--teacher", "nowhere"), "cannot load the tokenizer 'nowhere'"),
         (("--prompts", "none.jsonl"), "cannot read 'none.jsonl'"),
         (("--max-prompt-tokens", "1"), "add prompts, or raise --max-prompt-tokens"),
         (("--references", "referense"), "unknown column of references"),
@@ -149,12 +155,12 @@ def test_bad_input_is_one_sentence(prompts: Path, tmp_path: Path, flags: tuple[s
 
 
 def test_references_and_the_chat_template_become_fields_of_the_task() -> None:
-    task = filled(wish(references="gold", chat_template=True), PROMPTS).task
+    task = set_out(wish(references="gold", chat_template=True)).task
     assert (task.name, task.reference, task.chat_template) == ("p.jsonl", "gold", True)
 
 
 def test_a_source_may_be_named_unless_a_budget_chooses() -> None:
-    (arm,) = filled(wish(source="online_student"), PROMPTS).arms
+    (arm,) = set_out(wish(source="online_student")).arms
     assert arm.sources == ARMS["online_student"].sources
     with pytest.raises(AssayError, match="not both"):
-        filled(wish(source="offline", budget=100_000), PROMPTS)
+        set_out(wish(source="offline", budget=100_000))

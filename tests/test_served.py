@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from assay.config import Experiment, ModelsConfig, ServerConfig, StageOneConfig, to_dict
+from assay.config import ARMS, Experiment, ModelsConfig, ServerConfig, to_dict
 from assay.errors import AssayError
 from assay.models import server
 from assay.models.loading import load_tokenizer
@@ -440,7 +440,8 @@ def test_a_key_that_is_none_is_not_repeated(stub: Stub, monkeypatch: pytest.Monk
 
 
 def served_experiment(teacher: str, **changes: Any) -> Experiment:
-    return Experiment(models=ModelsConfig(teacher=teacher, **changes), stage_one=StageOneConfig(teacher_epochs=0.0))
+    base = Experiment(models=ModelsConfig(oracle=None, teacher=teacher, **changes))
+    return dataclasses.replace(base, arms=(ARMS["offline"],))
 
 
 def test_what_a_server_cannot_be_is_refused_before_anything_is_computed() -> None:
@@ -450,11 +451,7 @@ def test_what_a_server_cannot_be_is_refused_before_anything_is_computed() -> Non
         with pytest.raises(AssayError, match=f"config field 'models.server.{field}' is {value}"):
             validate(served_experiment("http://127.0.0.1:8000/v1", server=config))
     with pytest.raises(AssayError, match="a server is one teacher"):
-        validate(
-            dataclasses.replace(
-                served_experiment("http://127.0.0.1:8000/v1", num_teachers=2), stage_one=StageOneConfig()
-            )
-        )
+        validate(served_experiment("http://127.0.0.1:8000/v1", num_teachers=2))
     with pytest.raises(AssayError, match="a served teacher cannot be fine-tuned"):
         validate(Experiment(models=ModelsConfig(teacher="http://127.0.0.1:8000/v1")))
 

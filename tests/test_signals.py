@@ -16,13 +16,14 @@ from assay.config import ProbeConfig, SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource, one_hot, one_listed
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet, build_probe, top_overlap, write_responses
+from assay.evaluation import build_probe, write_responses
+from assay.frozen_set import TOP, FrozenSet, top_overlap
 from assay.models import cached
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
 from assay.models.language_model import LanguageModel, ListingModel
+from assay.preconditions import check_temperature
 from assay.recipes import get_recipe
-from assay.stages import _check_temperature
 from assay.training import distillation_loss, fit, train_step
 from assay.types import Batch, Dense, Prompt, TopK
 from assay.validation import validate
@@ -103,10 +104,10 @@ def test_a_softmax_temperature_on_a_part_of_the_law_is_refused() -> None:
         changed = dataclasses.replace(experiment, distillation=distillation)
         validate(changed)
         if is_refused:
-            with pytest.raises(AssayError, match=r"on all 23 tokens, but distillation\.teacher_top_k is 5"):
-                _check_temperature(changed, gpt2(1))
+            with pytest.raises(AssayError, match="on all 23 tokens, but 5 are listed"):
+                check_temperature(changed, gpt2(1))
         else:
-            _check_temperature(changed, gpt2(1))
+            check_temperature(changed, gpt2(1))
 
 
 def test_an_anchor_is_exact_beside_a_listed_teacher() -> None:
@@ -275,7 +276,7 @@ def test_proxies_of_listed_tokens_are_lower_bounds_and_say_how_much_is_listed() 
         masses.append(found.means["captured_mass"])  # type: ignore[arg-type]
         for name in ("golden_nats", "student_entropy_nats_per_token", "kl_from_start_nats"):
             assert found.means[name] == exact.means[name]
-        if k >= evaluation.TOP:
+        if k >= TOP:
             assert found.means["top_overlap"] == pytest.approx(exact.means["top_overlap"], rel=1e-6)
         entropy = found.means["teacher_entropy_nats_per_token"]
         assert entropy == (pytest.approx(exact.means["teacher_entropy_nats_per_token"]) if k == VOCAB_SIZE else None)

@@ -13,8 +13,9 @@ from assay import runs
 from assay.config import ARMS, Experiment
 from assay.forecast import forecast
 from assay.models.pretrained import PretrainedModel
-from assay.stages import Workspace, fine_tune, run_arm, write_oracle_responses
+from assay.stages import fine_tune, run_arm, write_oracle_responses
 from assay.types import Batch, Progress
+from assay.workspace import Workspace
 from test_experiment import small, without_times
 
 

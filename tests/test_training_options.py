@@ -14,7 +14,7 @@ from torch.optim import SGD
 
 from assay.config import Experiment, TrainingConfig
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet
+from assay.frozen_set import FrozenSet
 from assay.models.averaging import Learner
 from assay.models.pretrained import PretrainedModel
 from assay.training import FitState, distillation_loss, fit, train_step

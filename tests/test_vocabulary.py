@@ -21,15 +21,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from assay.config import Experiment, ModelsConfig, TaskConfig, TrainingConfig
 from assay.data.sources import one_hot
 from assay.errors import AssayError
-from assay.evaluation import FrozenSet
+from assay.frozen_set import FrozenSet
 from assay.models.cached import CachedLogProbs
 from assay.models.causal import CausalModel
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
-from assay.stages import Workspace, check_models
+from assay.preconditions import check_models
 from assay.training import distillation_loss, save_model, train_step
 from assay.types import Batch, Dense, Prompt, Response
+from assay.workspace import Workspace
 from tiny_models import bart, cut, gemma2, gpt2, llama, qwen3, t5
 
 NUM_IDS = 150
@@ -64,8 +65,10 @@ def test_a_cut_law_is_the_whole_law_renormalised_over_the_kept_ids(family: str) 
     assert not torch.allclose(whole.log_probs(BATCH)[:, :NUM_IDS].double(), expected, atol=1e-2)
     assert torch.allclose(model.head(model.hidden(BATCH)).double(), expected, rtol=1e-5, atol=1e-5)
     cache = CachedLogProbs(model)
-    for cache.dense in (True, False):
-        assert torch.allclose(cache.expand(cache.compute(BATCH)).double(), expected, rtol=1e-5, atol=1e-5)
+    for cache.kind in ("log_probs", "hidden"):
+        signal = cache.signal(cache.compute(BATCH))
+        assert isinstance(signal, Dense)
+        assert torch.allclose(signal.log_p_NV.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", PADDED)

@@ -17,9 +17,9 @@ from assay.errors import AssayError
 from assay.forecast import forecast
 from assay.models.loading import load_model
 from assay.results import per_prompt
-from assay.stages import Workspace
 from assay.types import Batch
 from assay.validation import validate
+from assay.workspace import Workspace
 from test_experiment import small
 
 
@@ -143,7 +143,7 @@ def test_a_report_without_truth_opens_and_runs_of_unlike_truth_share_none(
     page = write_report([unjudged], tmp_path).read_text()
     assert "no truth" in page
     assert not (tmp_path / "figures" / "proxy_golden_plane.svg").exists()
-    with pytest.raises(AssayError, match="unlike truths"):
+    with pytest.raises(AssayError, match="measure unlike things"):
         write_report([run, unjudged], tmp_path)
     with pytest.raises(AssayError, match="no truth to compare by"):
         compare_runs([run, unjudged])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from assay.evaluation import Probe, build_probe
     from assay.experiment import run_experiment
     from assay.integrations.logs import read_log
+    from assay.integrations.trainer_callback import HackingCallback
     from assay.models.averaging import mean_of_students
     from assay.models.causal import CausalModel
     from assay.models.exact import HiddenMarkovModel, MarkovChain
@@ -57,6 +58,7 @@ _HOME = {
     "assay.diagnostics.detector": ("Detector", "Diagnosis", "diagnose"),
     "assay.diagnostics.trajectory": ("Trajectory",),
     "assay.integrations.logs": ("read_log",),
+    "assay.integrations.trainer_callback": ("HackingCallback",),
     "assay.statistics": ("Estimate", "Interval"),
     "assay.errors": ("AssayError",),
 }
@@ -75,6 +77,7 @@ __all__ = [
     "Diagnosis",
     "Estimate",
     "Experiment",
+    "HackingCallback",
     "HiddenMarkovModel",
     "Interval",
     "LanguageModel",

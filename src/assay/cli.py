@@ -11,7 +11,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,10 +20,9 @@ from tyro.conf import Positional, arg
 
 from assay.config import Experiment, PolicyName, with_policy
 from assay.config_file import load
-from assay.data.splitting import Split
 from assay.errors import AssayError
 from assay.recipes import RECIPES, get_recipe, is_config_file
-from assay.recipes.own import Source, Wish, filled
+from assay.recipes.own import Distill, Lab, filled
 
 
 def quickstart(seed: int = 0, out: Path | None = None, policy: PolicyName = "off") -> None:
@@ -49,109 +48,6 @@ def run(
     """
     default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
     _run(*_with_flags(default, f"assay run {recipe}", overrides))
-
-
-def distill(
-    student: str,
-    prompts: str,
-    teacher: str,
-    references: str | None = None,
-    chat_template: bool = False,
-    max_prompt_tokens: int = 256,
-    max_response_tokens: int = 128,
-    budget: int | None = None,
-    source: Source | None = None,
-    divergence: str = "forward_kl",
-    batch_size: int = 32,
-    learning_rate: float = 5e-5,
-    seed: int = 0,
-) -> Wish:
-    """Distil your teacher into your student on your prompts, watched: which checkpoint to keep, and why; no oracle.
-
-    Any field of the config may follow as a flag, such as --distillation.training.num-steps 600: `assay run quickstart
-    --help` lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
-
-    Args:
-        student: A local checkpoint folder or a hub id (safetensors).
-        prompts: A .jsonl or .parquet file (docs/tasks.md), "dataset:ID" of the hub, or a task of `assay tasks`.
-        teacher: The same as for the student, with the same tokenizer.
-        references: The column of the prompts file that holds human answers; "reference" by default.
-        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
-        max_prompt_tokens: Longer prompts are left out.
-        max_response_tokens: Longer responses are cut.
-        budget: Teacher tokens, written plus scored; buys stored responses, then fresh ones. Without it: one response
-            per prompt, and more at an alarm.
-        source: Who writes the responses, instead of what a budget buys: the teacher once, the teacher anew every time,
-            or the student.
-        divergence: Of docs/design.md's table.
-        batch_size: Sequences of an optimiser step.
-        learning_rate: After a warm-up, constant.
-        seed: Of everything that is drawn.
-    """
-    return Wish(
-        student=student,
-        prompts=prompts,
-        teacher=teacher,
-        references=references,
-        chat_template=chat_template,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-        budget=budget,
-        source=source,
-        divergence=divergence,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-
-
-def lab(
-    oracle: str,
-    teacher: str,
-    student: str,
-    prompts: str,
-    references: str | None = None,
-    chat_template: bool = False,
-    max_prompt_tokens: int = 256,
-    max_response_tokens: int = 128,
-    divergence: str = "forward_kl",
-    batch_size: int = 32,
-    learning_rate: float = 5e-5,
-    seed: int = 0,
-) -> Wish:
-    """A controlled experiment in your own world: your oracle is the truth by decree; offline and online arms.
-
-    Any field of the config may follow as a flag, such as --stage-one.learning-rate 1e-5: `assay run quickstart --help`
-    lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
-
-    Args:
-        oracle: A local checkpoint folder or a hub id (safetensors): the truth.
-        teacher: A model with the same tokenizer, to be fine-tuned on the oracle's responses.
-        student: Another one, to be fine-tuned and then distilled from the teacher.
-        prompts: A .jsonl or .parquet file (docs/tasks.md), "dataset:ID" of the hub, or a task of `assay tasks`.
-        references: The column of the prompts file that holds human answers; "reference" by default.
-        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
-        max_prompt_tokens: Longer prompts are left out.
-        max_response_tokens: Longer responses are cut.
-        divergence: Of docs/design.md's table.
-        batch_size: Sequences of an optimiser step.
-        learning_rate: Of the distillation, after a warm-up, constant.
-        seed: Of everything that is drawn.
-    """
-    return Wish(
-        student=student,
-        prompts=prompts,
-        teacher=teacher,
-        oracle=oracle,
-        references=references,
-        chat_template=chat_template,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-        divergence=divergence,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
 
 
 def sweep(
@@ -471,14 +367,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
             run(given[1], tuple(given[2:]))  # the flags depend on the recipe
         elif given[:1] in (["distill"], ["lab"]):
-            _own(distill if given[0] == "distill" else lab, given[1:])
+            _own(Distill if given[0] == "distill" else Lab, f"assay {given[0]}", given[1:])
         else:
             commands = {
-                f.__name__: f
-                for f in (
-                    *(quickstart, doctor, distill, lab, watch, run, sweep, plan, report, compare, diagnose),
-                    *(recipes, bases, tasks),
-                )
+                **{f.__name__: f for f in (quickstart, doctor)},
+                "distill": Distill,
+                "lab": Lab,
+                **{f.__name__: f for f in (watch, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)},
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
@@ -492,17 +387,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
-def _own(command: Callable[..., Wish], given: Sequence[str]) -> None:
+def _own(command: type[Distill] | type[Lab], prog: str, given: Sequence[str]) -> None:
     """``distill`` or ``lab``: the wish first, then any field of the config that it becomes."""
-    prog = f"assay {command.__name__}"
     wish, flags = tyro.cli(command, prog=prog, args=list(given), return_unknown_args=True)
-    from assay.stages import count_prompts
+    from assay.workspace import survey
 
     draft, _, _ = _with_flags(wish.draft(), prog, flags)
-    splits: tuple[Split, ...] = ("distillation", "held_out", *(("oracle",) if wish.oracle is not None else ()))
-    found = count_prompts(draft, splits)
-    print(f"prompts that fit: {', '.join(f'{found[split]:,} {split}' for split in splits)}", file=sys.stderr)
-    experiment, out, policy = _with_flags(filled(wish, found), prog, flags)
+    found = survey(draft)
+    counts = ", ".join(f"{number:,} {split}" for split, number in found.num_prompts.items())
+    print(f"prompts that fit: {counts}", file=sys.stderr)
+    experiment, out, policy = _with_flags(filled(wish, draft, found), prog, flags)
     folder = _run(experiment, out, policy)
     for arm in experiment.arms:
         print(f"the student to keep of {arm.name}: {(folder / 'arms' / arm.name / 'best').resolve()}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from assay import runs
 from assay.diagnostics.detector import Diagnosis, diagnose
 from assay.diagnostics.trajectory import COLUMNS
 from assay.diagnostics.truth import Case
@@ -81,13 +82,16 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def _judged(log: Log, golden: str | None) -> Case | None:
-    """The verdict of a finished run of assay, from per-prompt values of its truth; not if another column is named."""
+    """The verdict of a finished run of assay, unless it is the detector's own; not if another column is named."""
     if golden not in (None, "golden_nats"):
         return None
+    if log.folder is not None and (log.folder / "verdict.json").exists():
+        return _judged_in_a_host(log.folder / "verdict.json")
     if log.folder is None or not (log.folder / "summary.json").exists():
         return None
     summary = read_summary(log.folder / "summary.json")
-    if summary["truth"] is None or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
+    by_the_detector = summary["truth"] is None and summary["proxy_is"] != "up_to_a_constant"
+    if by_the_detector or (summary["truth"] == "oracle" and log.trajectory.get("golden") is None):
         return None
     for entry in summary["arms"]:
         if entry["source"] == log.arm:
@@ -97,6 +101,21 @@ def _judged(log: Log, golden: str | None) -> Case | None:
             return Case(entry["verdict"], visible(entry["reason"]), float(entry["best_step"]),
                         None if onset is None else float(onset))  # fmt: skip
     return None
+
+
+def _judged_in_a_host(path: Path) -> Case | None:
+    """The verdict that HackingCallback has left, from per-prompt values of its truth; None where it had none."""
+    entry = runs.read_json(path)
+    try:
+        if entry["truth"] is None:
+            return None
+        best, onset = float(entry["best_step"]), entry["onset_step"]
+        case = Case(entry["verdict"], visible(entry["reason"]), best, None if onset is None else float(onset))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise runs.damaged(path, error) from error
+    if case.name not in _MEANING:
+        raise AssayError(f"{str(path)!r} has an unknown verdict, the file is damaged")
+    return case
 
 
 def named_columns(columns: Sequence[str]) -> dict[str, str]:

@@ -6,25 +6,29 @@ few free-running samples) only, and gives the same numbers at fixed weights what
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from assay.buckets import lists_all, on_same_buckets
 from assay.config import ProbeConfig
-from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.data.given_prompts import Given, prompts_of
+from assay.errors import AssayError
+from assay.frozen_set import FrozenSet, PerPrompt
 from assay.judges import Judge, ModelJudge
-from assay.models.batching import SAMPLING_BATCH_SIZE
-from assay.models.cached import CachedLogProbs, Kept, by_length
-from assay.models.language_model import LanguageModel
+from assay.models.batching import MOST_LOG_PROBS, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
+from assay.models.cached import CachedLogProbs
+from assay.models.in_memory import GivenModel, frozen_models, num_token_ids
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
 from assay.statistics import mean_estimate
-from assay.types import Batch, Dense, Prompt, Response, TopK, Writer
+from assay.types import Prompt, Response, Writer
 
 
 def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
@@ -41,7 +45,7 @@ def evaluation_steps(num_steps: int, num_evaluations: int) -> list[int]:
 
 
 def write_responses(
-    model: LanguageModel,
+    model: LanguageModel | ListingModel,
     writer: Writer,
     prompts: Sequence[Prompt],
     max_response_tokens: int,
@@ -73,23 +77,6 @@ def write_responses(
     return responses
 
 
-TOP = 8
-"""How many of the most probable tokens ``top_overlap`` compares."""
-
-
-@dataclass(frozen=True)
-class PerPrompt:
-    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over.
-
-    Of a judge of the student's responses ``value_nats`` is what the judge says, in the judge's own unit.
-    """
-
-    metric: str
-    prompt_ids: list[str]
-    value_nats: np.ndarray
-    num_tokens: np.ndarray
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What one evaluation found: per-prompt values, their means (keys as in metrics.jsonl), sampled responses."""
@@ -99,104 +86,17 @@ class Evaluation:
     samples: list[Response]
 
 
-@dataclass
-class FrozenSet:
-    """Fixed sequences with what a frozen walker says about them, scored against any student.
-
-    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone.
-    """
-
-    metric: str
-    prompts: Sequence[Prompt]
-    responses: Sequence[Response]
-    walker: LanguageModel | CachedLogProbs | None
-    kept: list[Kept] = field(default_factory=list)
-    is_of_a_judge: bool = False
-
-    def __post_init__(self) -> None:
-        self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
-        if self.walker is not None:
-            self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch)
-
-    @torch.no_grad()
-    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float]]:
-        """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
-
-        Of a walker that lists its most probable tokens a lower bound: the KL on these and all others as one bucket.
-        For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
-        the walker's ``TOP`` most probable tokens that are among the student's.
-        """
-        values = np.zeros(len(self.batch))
-        entropy = overlap = 0.0
-        for rows, part in by_length(self.batch):
-            with student.evaluating():
-                log_q_NV = student.log_probs(part)
-            if self.walker is None:
-                token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
-                value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
-            else:
-                signal = self._cache.signal([self.kept[row] for row in rows])
-                value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
-                if self.metric == "proxy":
-                    entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-                    overlap += top_overlap(signal, log_q_NV)
-            values[rows] = value_B.double().cpu().numpy()
-        ids = [prompt.id for prompt in self.prompts]
-        per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
-        if self.metric != "proxy":
-            return per_prompt, {}
-        num_tokens = self.batch.num_tokens
-        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": overlap / num_tokens}
-
-    @torch.no_grad()
-    def of_the_walker(self) -> dict[str, float | None]:
-        """Means over the tokens of what the walker says: its entropy in nats, and the mass of the tokens it lists.
-
-        The entropy is None where a part of the law is all that is known; the mass is there for lists alone.
-        """
-        entropy, mass, is_whole = 0.0, 0.0, True
-        for rows, _ in by_length(self.batch):
-            signal = self._cache.signal([self.kept[row] for row in rows])
-            if isinstance(signal, TopK):
-                is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
-                mass += float(signal.log_p_NK.exp().sum())
-            entropy -= _sum_p_log_p(signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK)
-        num_tokens = self.batch.num_tokens
-        listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
-        return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}
-
-
-def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:
-    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among as many of q's.
-
-    All of them, where p lists or the vocabulary has fewer.
-    """
-    log_p = signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK
-    top = min(TOP, log_p.shape[1])
-    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p, log_q_NV))
-    if isinstance(signal, Dense):
-        return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
-    is_listed_NK = signal.log_p_NK.gather(1, p_NK) > -torch.inf  # a row may be filled up
-    p_NK = signal.token_ids_NK.gather(1, p_NK)
-    is_shared_NK = is_listed_NK & (p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2)
-    return float((is_shared_NK.sum(1) / is_listed_NK.sum(1)).sum())
-
-
-def _sum_p_log_p(log_p: Tensor) -> float:
-    return float((log_p.exp() * log_p).nan_to_num(nan=0.0).sum())  # 0 · log 0 = 0
-
-
 class Probe:
     """Golden, proxy, train proxy and the monitors of one run, on frozen held-out prompts.
 
     ``golden``, where there is an oracle, is KL(oracle‖student) along oracle responses, ``proxy`` KL(teacher‖student)
     along teacher responses to *the same* held-out prompts, ``train_proxy`` the same along teacher responses to
     distillation prompts; all Rao-Blackwellised, in nats per sequence, at sampling temperature 1.
-    ``reference_nll`` is −log student of the human references, ``kl_from_start`` KL(start‖student) along
-    responses of the student as it was before distillation. Where the teacher lists its most probable tokens, proxy and
-    train proxy are lower bounds, and ``captured_mass`` says how much of its law is listed along the proxy's responses.
-    ``judges`` score the same free-running responses that length and repetition are read from.
+    ``reference_nll`` is −log student of the human references, ``kl_from_start``, where the start is
+    kept, KL(start‖student) along responses of the student as it was before distillation. Where the teacher lists its
+    most probable tokens, proxy and train proxy are lower bounds, and ``captured_mass`` says how much of its law is
+    listed along the proxy's responses. ``judges`` score the same free-running responses that length and repetition are
+    read from.
     """
 
     def __init__(
@@ -206,26 +106,157 @@ class Probe:
         *,
         max_response_tokens: int,
         seed: int,
+        sampling_batch_size: int = SAMPLING_BATCH_SIZE,
         judges: Sequence[Judge] = (),
     ) -> None:
         self.sets = sets
         self.judges = judges
         self.config = config
+        self.seed = seed
         self.seconds = 0.0
         self._max_response_tokens = max_response_tokens
-        self._seed = seed
+        self._sampling_batch_size = sampling_batch_size
         proxy = next(s for s in sets if s.metric == "proxy")
+        self.teacher = proxy.walker.model if isinstance(proxy.walker, CachedLogProbs) else proxy.walker
+        self.shared_vocab_size: int | None = None
         self._of_the_teacher = proxy.of_the_walker()
         self.free_prompts = proxy.prompts[: config.num_monitored]
+        self.has_oracle = any(s.metric == "golden" for s in sets)
         self.has_references = any(s.metric == "reference_nll" for s in sets)
+
+    @classmethod
+    def build(
+        cls,
+        teacher: GivenModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[Given],
+        *,
+        references: Sequence[str | None] | None = None,
+        train_prompts: Sequence[Given] | None = None,
+        train_responses: Sequence[str] | None = None,
+        oracle: GivenModel | None = None,
+        num_prompts: int = 128,
+        num_train_prompts: int = 32,
+        num_monitored: int = 16,
+        max_prompt_tokens: int = 1024,
+        max_response_tokens: int = 128,
+        chat_template: bool = False,
+        vocabulary: Literal["same", "shared"] = "same",
+        batch_size: int | None = None,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> Probe:
+        """A probe for students that some other trainer trains: give it to ``HackingCallback``.
+
+        ``teacher`` and ``oracle`` are models in memory, which stay as they are and must stay alive, or names, which
+        are loaded onto ``device``. ``prompts`` are held out: texts, or conversations as lists of messages, which the
+        tokenizer's chat template renders (texts too, with ``chat_template``: each as the one message of a user). The
+        first ``num_prompts`` of them are used; a verdict needs 40. ``references`` follow their prompts directly, as
+        completions do in TRL: they begin with a space where one belongs there. ``train_prompts`` are some of those that
+        the student trains on; the train proxy walks on ``train_responses``, the stored responses of the teacher that it
+        learns, or without them (responses are fresh every time) on new ones, to the first ``num_train_prompts``.
+        Teacher and oracle write their responses here, once. ``batch_size`` sequences at a time are written and scored;
+        None: up to 64, but of no more log-probabilities than ``MOST_LOG_PROBS``.
+
+        ``vocabulary`` "shared" cuts the law of every model, the student's too, to the ids that the tokenizer can give
+        (output rows that only pad are left out, the rest renormalised); "same" refuses models of unlike output rows.
+        There is no ``kl_from_start``: it would take a copy of the student. Random number generators are left as found.
+        Raises AssayError for prompts and models that do not fit together.
+        """
+        sizes = {"num_prompts": num_prompts, "num_train_prompts": num_train_prompts, "num_monitored": num_monitored,
+                 "max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens,
+                 "batch_size": batch_size}  # fmt: skip
+        for name, size in sizes.items():
+            if size is not None and size < 1:
+                raise AssayError(f"{name} is {size}: it must be at least 1")
+        lists = [("prompts", prompts, references, num_prompts)]
+        if train_prompts is not None:
+            lists.append(("train_prompts", train_prompts, train_responses, num_train_prompts))
+        elif train_responses is not None:
+            raise AssayError("train_responses belong to train_prompts: give both")
+        with contextlib.ExitStack() as stack:
+            shared = num_token_ids(tokenizer) if vocabulary == "shared" else None
+            given_models: dict[Writer, GivenModel | None] = {"teacher": teacher, "oracle": oracle}
+            models, framing = frozen_models(given_models, tokenizer, device, shared, stack)
+            held_out, *trained = (
+                prompts_of(
+                    what,
+                    given,
+                    said,
+                    tokenizer,
+                    framing,
+                    num_prompts=count,
+                    max_prompt_tokens=max_prompt_tokens,
+                    max_response_tokens=max_response_tokens,
+                    chat_template=chat_template,
+                )
+                for what, given, said, count in lists
+            )
+            train = trained[0] if trained else []
+            if batch_size is None:
+                fitting = MOST_LOG_PROBS // (max_response_tokens * models["teacher"].vocab_size)
+                batch_size = max(1, min(SCORING_BATCH_SIZE, fitting))
+            _check_prompts(held_out, train, models, max_response_tokens)
+
+            def answers(writer: Writer, asked: Sequence[Prompt], purpose: str) -> list[Response]:
+                return write_responses(
+                    models[writer], writer, asked, max_response_tokens, purpose=purpose, seed=seed,
+                    batch_size=batch_size,
+                )  # fmt: skip
+
+            probe = build_probe(
+                models,
+                held_out,
+                {writer: answers(writer, held_out, "held_out") for writer in models},
+                (
+                    train,
+                    answers("teacher", train, "train_proxy")
+                    if train_responses is None
+                    else [
+                        Response(p.id, p.reference_ids, "teacher", p.reference_ids[-1] != tokenizer.eos_token_id)
+                        for p in train
+                    ],
+                ),
+                ProbeConfig(len(held_out), len(train), num_monitored, num_shown=0),
+                max_response_tokens=max_response_tokens,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        probe.shared_vocab_size = shared
+        return probe
+
+    @property
+    def eos_token_id(self) -> int:
+        """What ends the teacher's responses, and has to end the student's."""
+        assert self.teacher is not None
+        return self.teacher.eos_token_id
+
+    @property
+    def digest(self) -> str:
+        """A short hash of prompts and frozen responses: values of equal digests can be compared prompt by prompt."""
+        total = hashlib.sha256()
+        for frozen in self.sets:
+            total.update(repr((frozen.metric, frozen.batch.prompt_ids, frozen.batch.response_ids)).encode())
+        return total.hexdigest()[:16]
+
+    def check_student(self, student: LanguageModel) -> None:
+        """Raises AssayError when the student has another vocabulary than the teacher, or too short a context."""
+        from assay.models.loading import check_same_vocabulary
+
+        assert isinstance(self.teacher, LanguageModel)
+        check_same_vocabulary(student, self.teacher)
+        for frozen in self.sets:
+            student.check_lengths(max(map(len, frozen.batch.prompt_ids)), self._max_response_tokens)
 
     def evaluate(self, student: LanguageModel, step: int) -> Evaluation:
         """All metrics at the student's present weights. The student's mode and RNG state are left as found."""
         started = time.perf_counter()
         per_prompt: list[PerPrompt] = []
-        # a run without an oracle, or a task without references, has no value, which is not 0 and not a missing column
+        # without an oracle, references or training prompts there is no value, which is not 0 and not a missing column
         means: dict[str, float | None] = dict.fromkeys(
-            f"{metric}_{u}" for metric in ("golden", "reference_nll") for u in ("nats", "stderr", "nats_per_token")
+            f"{metric}_{u}"
+            for metric in ("golden", "reference_nll", "train_proxy")
+            for u in ("nats", "stderr", "nats_per_token")
         )
         for frozen in self.sets:
             values, company = frozen.against(student)
@@ -241,8 +272,9 @@ class Probe:
             self.free_prompts,
             self._max_response_tokens,
             purpose="free_running",
-            seed=self._seed,
+            seed=self.seed,
             writer_step=step,
+            batch_size=self._sampling_batch_size,
         )
         means |= degeneration(samples)
         for judge in self.judges:
@@ -293,7 +325,7 @@ def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
 
 
 def build_probe(
-    models: Mapping[Writer, LanguageModel],
+    models: Mapping[Writer, LanguageModel | ListingModel],
     held_out: Sequence[Prompt],
     responses: Mapping[Writer, Sequence[Response]],
     train_pairs: tuple[Sequence[Prompt], Sequence[Response]],
@@ -302,40 +334,51 @@ def build_probe(
     max_response_tokens: int,
     seed: int,
     teacher_cache: CachedLogProbs | None = None,
+    batch_size: int | None = None,
     judges: Sequence[Judge] = (),
 ) -> Probe:
-    """The probe of one arm. ``models`` holds teacher, as "student" the student's frozen start, and any oracle.
+    """The probe of one arm. ``models`` holds teacher, any oracle, and as "student" the student's frozen start, if kept.
 
     ``responses`` are the held-out responses of these writers; ``train_pairs`` the distillation prompts with
     the teacher responses that the train proxy walks on; ``teacher_cache`` says how the teacher's word on both is kept
     (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
-    scored: −log student of them is golden, up to a constant, with references as the truth. A judge that walks on its
-    own responses writes them here, with the random numbers that the teacher's were drawn with.
+    scored: −log student of them is golden, up to a constant, with references as the truth. Without a teacher in
+    ``models`` proxy and train proxy are −log student of its responses: what they are up to a constant.
+    ``batch_size`` sequences are scored and written at a time; None leaves it to models/batching.py. A judge that walks
+    on its own responses writes them here, with the random numbers that the teacher's were drawn with.
     """
-    monitored = config.num_monitored
-    teacher = teacher_cache or models["teacher"]
-    sets = [
-        FrozenSet("proxy", held_out, responses["teacher"], teacher),
-        FrozenSet("train_proxy", *train_pairs, teacher),
-        FrozenSet("kl_from_start", held_out[:monitored], responses["student"][:monitored], models["student"]),
-    ]
+    monitored, scoring = config.num_monitored, batch_size or SCORING_BATCH_SIZE
+    teacher = teacher_cache or models.get("teacher")  # None: its text is all that is known
+    sets = [FrozenSet("proxy", held_out, responses["teacher"], teacher, batch_size=scoring)]
+    if train_pairs[0]:
+        sets.append(FrozenSet("train_proxy", *train_pairs, teacher, batch_size=scoring))
+    if "student" in models:
+        start = responses["student"][:monitored]
+        sets.append(FrozenSet("kl_from_start", held_out[:monitored], start, models["student"], batch_size=scoring))
     if "oracle" in models:
-        sets.insert(0, FrozenSet("golden", held_out, responses["oracle"], models["oracle"]))
+        sets.insert(0, FrozenSet("golden", held_out, responses["oracle"], models["oracle"], batch_size=scoring))
     asked = held_out[:monitored] if "oracle" in models else held_out
     with_reference = [prompt for prompt in asked if prompt.reference_ids]
     if with_reference:
-        eos = models["student"].eos_token_id
+        eos = next(iter(models.values())).eos_token_id
         references = [
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]
-        sets.append(FrozenSet("reference_nll", with_reference, references, None))
+        sets.append(FrozenSet("reference_nll", with_reference, references, None, batch_size=scoring))
     readers: list[Judge] = []
     for judge in judges:
         if isinstance(judge, ModelJudge) and judge.config.walks_on == "judge":
             sets.append(_set_of(judge, held_out, max_response_tokens, seed))
         else:
             readers.append(judge)
-    return Probe(sets, config, max_response_tokens=max_response_tokens, seed=seed, judges=readers)
+    return Probe(
+        sets,
+        config,
+        max_response_tokens=max_response_tokens,
+        seed=seed,
+        sampling_batch_size=batch_size or SAMPLING_BATCH_SIZE,
+        judges=readers,
+    )
 
 
 def _set_of(judge: ModelJudge, held_out: Sequence[Prompt], max_response_tokens: int, seed: int) -> FrozenSet:
@@ -343,6 +386,22 @@ def _set_of(judge: ModelJudge, held_out: Sequence[Prompt], max_response_tokens: 
     # they are stored nowhere, so nobody reads who wrote them
     responses = write_responses(judge.model, "teacher", held_out, max_response_tokens, purpose="held_out", seed=seed)
     return FrozenSet(judge.config.column, held_out, responses, judge.model, is_of_a_judge=True)
+
+
+def _check_prompts(
+    held_out: Sequence[Prompt], train: Sequence[Prompt], models: Mapping[Writer, LanguageModel], limit: int
+) -> None:
+    if len(held_out) < 2:
+        raise AssayError(f"a probe needs at least 2 prompts, and a verdict 40, not {len(held_out)}")
+    for model in models.values():
+        model.check_lengths(max(len(prompt.token_ids) for prompt in (*held_out, *train)), limit)
+    shared = {prompt.token_ids for prompt in held_out} & {prompt.token_ids for prompt in train}
+    if shared:
+        example = next(prompt for prompt in held_out if prompt.token_ids in shared)
+        raise AssayError(
+            f"{len(shared)} of the held-out prompts are among train_prompts (such as {example.text[:40]!r}): hold out "
+            "prompts that the student does not train on"
+        )
 
 
 def _ngrams(token_ids: Sequence[int], n: int) -> list[tuple[int, ...]]:

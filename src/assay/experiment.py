@@ -45,7 +45,7 @@ class Part:
 def before_the_arms(experiment: Experiment) -> list[Part]:
     """Stage 1, part after part; without an oracle only everyone's answers to the held-out prompts."""
     if experiment.models.oracle is None:
-        roles = tuple(experiment.models.names)
+        roles = ("teacher", "student")
         return [Part("held_out", [("answer_held_out", role) for role in roles], roles)]
     return [
         Part("oracle_responses", [("write_oracle_responses", shard, NUM_SHARDS) for shard in range(NUM_SHARDS)]),

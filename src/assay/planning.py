@@ -184,7 +184,7 @@ def read_request(
 
 def check_pool(request: Request, folder: Path) -> None:
     """Raises AssayError when the task has fewer prompts than the pool."""
-    from assay.stages import Workspace
+    from assay.workspace import Workspace
 
     Workspace(request.world, folder).prompts("distillation", request.pool)
 

@@ -16,7 +16,7 @@ from assay import types
 from assay.config import Experiment
 from assay.report.files import Row
 from assay.report.tables import Run, read_run
-from assay.report.words import brackets, comparison, deed, nats, readable, visible
+from assay.report.words import brackets, comparison, deed, nats, proxy, readable, visible
 from assay.terminal import print_rows
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -63,7 +63,7 @@ def print_verdicts(folder: Path) -> None:
     run = read_run(folder)
     console = Console(highlight=False, emoji=False)
     print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
-    console.print(f"start → best → end in nats per sequence, on held-out prompts; {_legend(run.summary['truth'])}")
+    console.print(f"start → best → end in nats per sequence, on held-out prompts; {_legend(run.summary)}")
     for arm in run.summary["arms"]:
         for text in _policy_lines(arm):
             console.print(escape(f"{readable(visible(arm['source']))}: {text}"))
@@ -74,13 +74,14 @@ def print_verdicts(folder: Path) -> None:
         console.print(f"probe: {share:.0%} of the run's computing")
 
 
-def _legend(truth: str | None) -> str:
+def _legend(summary: Row) -> str:
     golden = {
         "oracle": "golden: to the oracle",
         "references": "golden up to a constant: −log student of the held-out references",
         None: "golden: unknown, there is no truth; the verdict is the detector's",
     }
-    return f"{golden[truth]}; proxy: to the teacher"
+    proxy_is = "to the teacher" if summary["proxy_is"] == "exact" else proxy(summary["proxy_is"])
+    return f"{golden[summary['truth']]}; proxy: {proxy_is}"
 
 
 def probe_share(run: Run) -> float | None:

@@ -15,7 +15,7 @@ from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
 from assay.errors import AssayError
-from assay.evaluation import Evaluation, PerPrompt, Probe, evaluation_steps
+from assay.evaluation import Evaluation, Probe, evaluation_steps
 from assay.judges import JudgeError
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
@@ -28,7 +28,8 @@ class Recorder:
 
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
-    likely, and without references the one that the detector recommends at the end. A resumed arm drops what it had
+    likely, and without references the one that the detector recommends at the end (the last one where the teacher
+    gives text only, which the detector cannot judge). A resumed arm drops what it had
     recorded beyond its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on
     the records up to it, without golden; ``action`` what the arm's policy made of it. While a student may be gone back
     to, ``kept`` holds that of every evaluation.
@@ -78,6 +79,8 @@ class Recorder:
         """The step whose student the detector would keep, where no truth was there to say it; else None."""
         if self.has_oracle or self.probe.has_references:
             return None
+        if "teacher" not in self.experiment.models.names:
+            return (self.records or [])[-1]["step"]
         return int(self.policy.detector.diagnose().recommended_step)
 
     def _take_up(self, state: FitState) -> list[dict[str, Any]]:
@@ -162,24 +165,8 @@ class Recorder:
 
     def _write_tables(self, found: Evaluation, step: int) -> None:
         seed = self.experiment.seed
-        values = [probe_table(v, arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
+        values = [v.table(arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
         runs.write_table(self.folder / "probe" / f"{step:08d}.parquet", pa.concat_tables(values))
         shown = self.probe.free_prompts[: len(found.samples)]
         samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
         runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
-
-
-def probe_table(values: PerPrompt, *, arm: str, seed: int, step: int) -> pa.Table:
-    """Rows of probe.parquet: one for each prompt of one metric at one evaluation."""
-    count = len(values.prompt_ids)
-    return pa.table(
-        {
-            "arm": pa.array([arm] * count),
-            "seed": pa.array([seed] * count, pa.int64()),
-            "step": pa.array([step] * count, pa.int64()),
-            "metric": pa.array([values.metric] * count),
-            "prompt_id": pa.array(values.prompt_ids),
-            "value_nats": pa.array(values.value_nats, pa.float64()),
-            "num_tokens": pa.array(values.num_tokens, pa.int32()),
-        }
-    )

@@ -27,6 +27,7 @@ from assay.policy import as_a_log
 from assay.statistics import Estimate, Interval, mean_estimate
 
 Truth = Literal["oracle", "references"]
+ProxyIs = Literal["exact", "lower_bound", "up_to_a_constant"]
 GOLDEN_METRIC: dict[Truth, str] = {"oracle": "golden", "references": "reference_nll"}
 """The metric of the probe that is golden, by what the truth is; that of references is golden up to a constant."""
 
@@ -52,34 +53,52 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
 
     ``truth`` says what "golden" is in it: KL(oracle‖student) for "oracle"; −log student of the held-out references,
     which is golden up to a constant, for "references"; nothing for None, where the detector gives the verdict.
+    ``proxy_is`` says the same of "proxy": see ``proxy_is``.
     """
     probe = runs.read_table(folder / "probe.parquet")
     records = runs.read_records(folder / "metrics.jsonl")
     kept = {arm: kept_step(folder, arm) for arm in arms}
     truth = truth_of(experiment, probe)
     distance = probe.filter(pc.field("metric") == "d_oracle_teacher")["value_nats"].to_numpy()
-    start = {name: values_SP[0] for name, values_SP in _judged_curves(probe, arms[0], truth)[1].items()}
+    start = {name: values_SP[0] for name, values_SP in judged_curves(probe, arms[0], truth)[1].items()}
     summary = {
         "schema": "assay.summary/1",
         "unit": "nats_per_sequence",
         "task": experiment.task.name,
         "wall_seconds": wall_seconds,
         "truth": truth,
+        "proxy_is": proxy_is(experiment),
         "references": {
             "d_oracle_teacher": float(distance.mean()) if truth == "oracle" else None,
             "golden_at_start": float(start["golden"].mean()) if truth is not None else None,
             "proxy_at_start": float(start["proxy"].mean()),
         },
         "arms": [
-            summarise_arm(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm], truth, kept[arm])
+            summarise_arm(
+                *(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]),
+                *(truth, kept[arm], proxy_is(experiment)),
+            )
             for arm in arms
         ],
         "comparisons": [
             compare_with_online(probe, arm, online, truth, kept)
-            for arm, online in (_offline_and_online(experiment, arms) if truth is not None else ())
+            for arm, online in _offline_and_online(experiment, arms)
+            if truth is not None
         ],
     }
     runs.write_json(folder / "summary.json", summary)
+
+
+def proxy_is(experiment: Experiment) -> ProxyIs:
+    """What a run's proxy and train proxy are.
+
+    KL(teacher‖student); a lower bound of it where the teacher lists its most probable tokens; −log student of the
+    teacher's responses, which is the KL up to a constant, where its text is all there is.
+    """
+    if "teacher" not in experiment.models.names:
+        return "up_to_a_constant"
+    listed = experiment.models.teacher_url is not None or experiment.distillation.teacher_top_k is not None
+    return "lower_bound" if listed else "exact"
 
 
 def truth_of(experiment: Experiment, probe: pa.Table) -> Truth | None:
@@ -89,7 +108,7 @@ def truth_of(experiment: Experiment, probe: pa.Table) -> Truth | None:
     return "references" if len(probe.filter(pc.field("metric") == "reference_nll")) else None
 
 
-def _judged_curves(probe: pa.Table, arm: str, truth: Truth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def judged_curves(probe: pa.Table, arm: str, truth: Truth | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Steps [S], and the values [S, P] of proxy and, where there is a truth, golden, on the same prompts."""
     rows = probe.filter(pc.field("arm") == arm)
     if truth == "references":  # not every prompt has one
@@ -131,14 +150,17 @@ def summarise_arm(
     records: Sequence[dict[str, Any]],
     truth: Truth | None = "oracle",
     kept: int | None = None,
+    measured: ProxyIs = "exact",
 ) -> dict[str, Any]:
     """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of.
 
-    ``detector`` is what the detector says of the log alone; without a truth it is the verdict.
+    ``detector`` is what the detector says of the log alone; without a truth it is the verdict, unless the proxy is
+    known up to a constant: then nothing is known that could decide. Tokens are None where the records do not count
+    them.
     """
     if not records:
         raise AssayError(f"arms/{arm}/metrics.jsonl is missing: delete arms/{arm}; the same command repeats it")
-    steps_S, curves = _judged_curves(probe, arm, truth)
+    steps_S, curves = judged_curves(probe, arm, truth)
     detector = Detector()
     for record in records:
         detector.update(as_a_log(record))
@@ -149,9 +171,11 @@ def summarise_arm(
         "source": arm,
         "seed": seed,
         **(
-            _word_of_the_detector(diagnosis)
-            if golden_SP is None
-            else _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
+            _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
+            if golden_SP is not None
+            else _word_of_the_detector(diagnosis)
+            if measured != "up_to_a_constant"
+            else _unknown(int(steps_S[-1]))
         ),
         "kept_step": final["step"],
         "alarm_step": next((record["step"] for record in records if record.get("alarm")), None),
@@ -164,8 +188,8 @@ def summarise_arm(
         "golden": None if golden_SP is None else _curve_fields(steps_S, golden_SP, kept),
         "proxy": _curve_fields(steps_S, curves["proxy"], kept),
         "train_proxy": {"final": final["train_proxy_nats"]},
-        "generated_tokens": last["generated_tokens"],
-        "teacher_tokens": last["teacher_tokens"],
+        "generated_tokens": last.get("generated_tokens"),
+        "teacher_tokens": last.get("teacher_tokens"),
     }
 
 
@@ -173,7 +197,7 @@ def compare_with_online(
     probe: pa.Table,
     arm: str,
     online: str,
-    truth: Truth = "oracle",
+    truth: Truth,
     kept: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """What an offline arm lost over an online arm on the same prompts at the same steps.
@@ -183,7 +207,7 @@ def compare_with_online(
     the students that they leave. Both paired over the held-out prompts.
     """
     kept = kept or {}
-    steps_S, curves = _judged_curves(probe, arm, truth)
+    steps_S, curves = judged_curves(probe, arm, truth)
     golden_SP, proxy_SP = curves["golden"], curves["proxy"]
     online_steps_S, online_SP = per_prompt(probe, online, GOLDEN_METRIC[truth])
     final = compare_final(
@@ -228,6 +252,21 @@ def _word_of_the_detector(diagnosis: Diagnosis) -> dict[str, Any]:
         "smallest_detectable_nats": None,
         "onset_step": None if diagnosis.onset_step is None else int(diagnosis.onset_step),
         "best_step": int(diagnosis.recommended_step),
+    }
+
+
+def _unknown(last_step: int) -> dict[str, Any]:
+    """The same fields where neither a truth nor the level of the proxy is known."""
+    return {
+        "verdict": "undecided",
+        "reason": (
+            "the teacher gives text only and there are no references: neither the truth nor the distance to the "
+            "teacher is measured, and the detector cannot judge curves that are known up to a constant"
+        ),
+        **_severity_fields(None),
+        "smallest_detectable_nats": None,
+        "onset_step": None,
+        "best_step": last_step,
     }
 
 

@@ -230,7 +230,7 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     train_pairs = num_train_pairs(experiment, arm)
     if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
-    walked = {"teacher": held_out + train_pairs, "student": monitored}
+    walked: dict[str, int] = {"teacher": held_out + train_pairs, "student": monitored}
     if experiment.models.oracle is not None:
         walked["oracle"] = held_out
     work.kept.update(walked)

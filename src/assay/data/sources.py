@@ -18,7 +18,7 @@ from assay.buckets import concatenated
 from assay.config import SourceConfig
 from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs, Kept
-from assay.models.language_model import LanguageModel
+from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
 from assay.types import Action, Batch, Dense, Prompt, Response, TopK, Writer
 
@@ -75,7 +75,7 @@ class ResponseSource:
         self,
         config: SourceConfig,
         prompts: Sequence[Prompt],
-        models: Mapping[Writer, LanguageModel],
+        models: Mapping[Writer, LanguageModel | ListingModel],
         *,
         max_response_tokens: int,
         completions_per_prompt: int = 1,
@@ -287,7 +287,7 @@ class ResponseSource:
         return Batch(batch.prompt_ids, batch.response_ids, signal)
 
 
-def one_hot(batch: Batch, model: LanguageModel) -> Dense:
+def one_hot(batch: Batch, model: LanguageModel | ListingModel) -> Dense:
     """log p is 0 at each token of the responses and −∞ elsewhere: KL(p‖q) = −log q(token).
 
     Over the vocabulary of ``model``, and where its own log-probabilities are.
@@ -297,14 +297,14 @@ def one_hot(batch: Batch, model: LanguageModel) -> Dense:
     return Dense(log_p_NV.scatter_(1, token_ids_N.unsqueeze(1), 0.0))
 
 
-def one_listed(batch: Batch, model: LanguageModel) -> TopK:
+def one_listed(batch: Batch, model: LanguageModel | ListingModel) -> TopK:
     """The same law as ``one_hot`` as a list of one token, to stand in a batch beside a teacher's lists."""
     token_ids_N = _token_ids(batch, model)
     log_p_N = torch.zeros(len(token_ids_N), device=token_ids_N.device)
     return TopK(token_ids_N.unsqueeze(1), log_p_N.unsqueeze(1), torch.full_like(log_p_N, -torch.inf))
 
 
-def _token_ids(batch: Batch, model: LanguageModel) -> Tensor:
+def _token_ids(batch: Batch, model: LanguageModel | ListingModel) -> Tensor:
     device = getattr(model, "device", None)  # models in closed form have none: they are on the CPU
     return torch.tensor([t for ids in batch.response_ids for t in ids], device=device)
 

@@ -6,6 +6,7 @@ import hashlib
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -20,6 +21,19 @@ LONG_REFERENCE = 20
 """Characters of a loose key from which a shared reference joins two rows: shorter ones are labels ("yes", "Paris")."""
 COMMON_WORD_ROWS = 100
 """Rows from which a corpus is large enough to tell its template's words from the content."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a task holds for a run: prompts that fit its token limit, by split, and what comes with them.
+
+    ``num_responses`` is the least number of the teacher's responses to any prompt to distil on; 0 where no column
+    holds them. ``num_references`` counts held-out prompts that have one.
+    """
+
+    num_prompts: dict[Split, int]
+    num_responses: int = 0
+    num_references: int = 0
 
 
 class _Separators(dict[int, int]):

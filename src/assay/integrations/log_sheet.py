@@ -150,7 +150,8 @@ def is_epoch(name: str) -> bool:
 
 def meaning_of(name: str) -> tuple[str, tuple[int, int]] | None:
     """The column that a name stands for, and how well it does (less is better)."""
-    key = _metric(name).strip().lower().removeprefix("assay/")
+    # transformers' trackers put "train/" before whatever is no evaluation of their own
+    key = _metric(name).strip().lower().removeprefix("train/assay/").removeprefix("assay/")
     held_out = next((prefix for prefix in _HELD_OUT if key.startswith(prefix)), None)
     if held_out:
         rest = key.removeprefix(held_out)

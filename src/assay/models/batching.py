@@ -5,6 +5,9 @@ SAMPLING_BATCH_SIZE = 256
 
 SCORING_BATCH_SIZE = 64
 
+MOST_LOG_PROBS = 2**28
+"""Log-probabilities of a model that a probe beside another trainer holds at a time: 1 GB in float32."""
+
 DENSE_VOCABULARY_LIMIT = 4096
 """Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
 

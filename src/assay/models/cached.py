@@ -49,17 +49,17 @@ class CachedLogProbs:
             self.kind = "log_probs" if model.vocab_size <= DENSE_VOCABULARY_LIMIT else "hidden"
 
     @torch.no_grad()
-    def compute(self, batch: Batch) -> list[Kept]:
+    def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Kept]:
         """What to keep of each sequence."""
         kept: list[Kept] = [{}] * len(batch)
-        for rows, part in by_length(batch):
+        for rows, part in by_length(batch, batch_size):
             for row, value in zip(rows, self._computed(part), strict=True):
                 kept[row] = value
         return kept
 
     @torch.no_grad()
-    def signal(self, kept: Sequence[Kept]) -> Dense | TopK:
-        """The teacher signal of the sequences whose kept values are given, one after the other."""
+    def signal(self, kept: Sequence[Kept], device: torch.device | None = None) -> Dense | TopK:
+        """The teacher signal of the sequences whose kept values are given, one after the other; on ``device``."""
         if self.kind == "top_k":
             signal = concatenated([TopK(k["token_ids"].long(), k["log_p"], k["log_tail"]) for k in kept])
         elif self.kind == "log_probs":
@@ -68,7 +68,11 @@ class CachedLogProbs:
             assert isinstance(self.model, LanguageModel)
             signal = Dense(self.model.head(torch.cat([k["hidden"] for k in kept])))
         assert isinstance(signal, Dense | TopK)
-        return signal
+        if device is None:
+            return signal
+        if isinstance(signal, Dense):
+            return Dense(signal.log_p_NV.to(device))
+        return TopK(signal.token_ids_NK.to(device), signal.log_p_NK.to(device), signal.log_tail_N.to(device))
 
     def _computed(self, part: Batch) -> list[Kept]:
         if isinstance(self.model, ListingModel):

@@ -26,6 +26,8 @@ from transformers.utils import logging
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
+from assay.models.in_memory import num_token_ids as num_token_ids
+from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel, eos_token_ids
 from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Framing
@@ -190,22 +192,30 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def load_framing(name: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> Framing:
-    """The special tokens that the tokenizer of ``name`` puts around text, as far as the model's family wants them.
+    """``framing_of`` the tokenizer for the family of model ``name``."""
+    adapter, _ = _family(_load_config(name, trust_remote_code))
+    return framing_of(tokenizer, adapter.prompts_are_closed)
 
-    Decoder-only models keep what comes before a prompt (a begin-of-sequence token), encoder-decoder models also what
-    closes it and what their references begin with. Raises AssayError when the tokenizer changes the text itself.
+
+def framing_of(tokenizer: PreTrainedTokenizerBase, prompts_are_closed: bool) -> Framing:
+    """The special tokens that a tokenizer puts around text, as far as the model's family wants them.
+
+    Decoder-only models keep what comes before a prompt (a begin-of-sequence token), encoder-decoder models, whose
+    ``prompts_are_closed``, also what closes it and what their references begin with. Raises AssayError when the
+    tokenizer changes the text itself.
     """
 
     def around(framed: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         for i in range(len(framed) - len(plain) + 1):
             if framed[i : i + len(plain)] == plain:
                 return tuple(framed[:i]), tuple(framed[i + len(plain) :])
-        raise AssayError(f"the tokenizer of {name!r} changes text when it adds special tokens: it is not supported")
+        raise AssayError(
+            f"the tokenizer of {tokenizer.name_or_path!r} changes text when it adds special tokens: it is not supported"
+        )
 
     plain = tokenizer.encode("a", add_special_tokens=False)
     before, after = around(tokenizer.encode("a"))
-    adapter, _ = _family(_load_config(name, trust_remote_code))
-    if not adapter.prompts_are_closed:
+    if not prompts_are_closed:
         return Framing(before)
     before_reference, _ = around(tokenizer(text_target="a")["input_ids"])
     return Framing(before, after, before_reference)
@@ -219,12 +229,7 @@ def check_device(device: str) -> None:
         raise AssayError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """1 + the largest id that the tokenizer can give."""
-    return 1 + max(tokenizer.get_vocab().values())
-
-
-def check_fits(tokenizer: PreTrainedTokenizerBase, model: PretrainedModel) -> None:
+def check_fits(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:
     """Raises AssayError when the tokenizer has ids that the model lacks, or ends sequences with another token."""
     largest = num_token_ids(tokenizer) - 1
     if largest >= model.vocab_size:
@@ -238,7 +243,7 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, model: PretrainedModel) -> No
         )
 
 
-def check_same_vocabulary(first: PretrainedModel, second: PretrainedModel) -> None:
+def check_same_vocabulary(first: LanguageModel, second: LanguageModel) -> None:
     """Raises AssayError unless both models predict the same vocabulary and end sequences alike."""
     if first.vocab_size != second.vocab_size:
         raise AssayError(

@@ -143,7 +143,7 @@ class PretrainedModel(ABC):
 
     def head(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """Log-probabilities (nats): log softmax of softcap(scale · W h + b), in float32, over the kept rows of W."""
-        return self._logits(hidden_NH).float().log_softmax(dim=-1)
+        return self._logits(hidden_NH.to(self._output_embeddings.weight.device)).float().log_softmax(dim=-1)
 
     def log_probs(self, batch: Batch) -> Float[Tensor, "N V"]:
         """``head(hidden(batch))``: logits exist at response positions only."""

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from assay.report.files import Table
 from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_style, plain_ticks, round_values, to_svg
 from assay.report.tables import Study, banded
-from assay.report.words import golden_axis, readable, visible
+from assay.report.words import golden_axis, proxy_axis, readable, visible
 
 PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255")
 _STAGE_COLOUR = "#9aa3ad"
@@ -85,7 +85,7 @@ def proxy_golden_plane(study: Study, narrow: bool = False) -> tuple[Figure, Tabl
     axes.margins(0.07)
     for label in study.labels:
         _arrows(axes, study.mean(label, "proxy_nats"), study.mean(label, "golden_nats"), _colour(study, label))
-    axes.set_xlabel("proxy: distance from the teacher (nats per sequence)")
+    axes.set_xlabel(f"{proxy_axis(study.proxy_is)} (nats per sequence)")
     axes.set_ylabel(f"{golden_axis(study.truth)} (nats per sequence)")
     return figure, study.columns(["proxy_nats", "golden_nats"])
 

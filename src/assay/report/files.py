@@ -56,6 +56,7 @@ _SUMMARY: Row = {
     "unit": "nats_per_sequence",
     "task": _TEXT,
     "?truth": (str, type(None)),
+    "?proxy_is": _TEXT,
     "references": {"d_oracle_teacher": _MAYBE, "golden_at_start": _MAYBE, "proxy_at_start": _NUMBER},
     "arms": [
         {
@@ -181,10 +182,14 @@ def read_summary(path: Path) -> Row:
 
 
 def _check_truth(summary: Row, where: str) -> None:
-    """Fills in the truth of older versions, an oracle; golden is there unless there is no truth."""
-    truth = summary.setdefault("truth", "oracle")
-    if truth not in ("oracle", "references", None):
-        raise AssayError(f"'truth' of {where} is {reprlib.repr(truth)}, which this version of assay does not know")
+    """Fills in what older versions had, an oracle and an exact proxy; golden is there unless there is no truth."""
+    truth, proxy_is = summary.setdefault("truth", "oracle"), summary.setdefault("proxy_is", "exact")
+    for name, value, known in (
+        ("truth", truth, ("oracle", "references", None)),
+        ("proxy_is", proxy_is, ("exact", "lower_bound", "up_to_a_constant")),
+    ):
+        if value not in known:
+            raise AssayError(f"{name!r} of {where} is {reprlib.repr(value)}, which this version of assay does not know")
     golden = None if truth is None else _LEVELS
     for arm in summary["arms"]:
         _checked(arm["golden"], golden, f"'golden' of {where}")

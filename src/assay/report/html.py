@@ -22,7 +22,7 @@ from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
 from assay.report.style import PALETTE
 from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
-from assay.report.words import comparison, deed, duration, interval, meaning, nats, readable, visible
+from assay.report.words import comparison, deed, duration, interval, meaning, nats, proxy, readable, visible
 
 NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
@@ -98,6 +98,7 @@ def render(study: Study, pictures: list[Row]) -> str:
         waiting=[{"label": label, "slot": slot(study, label)} for label in study.waiting],
         references=first.summary["references"] if len(study.runs) == 1 and study.truth == "oracle" else None,
         truth=study.truth,
+        proxy_is=study.proxy_is,
         pictures=pictures,
         samples=[block for run in _one_of_each_experiment(study) for block in samples(study, run)],
         curves=[curve for curve in study.curves if curve.summary],
@@ -121,6 +122,7 @@ def fill(template: str, **fields: Any) -> str:
         "interval": interval,
         "duration": duration,
         "readable": readable,
+        "proxy_words": proxy,
         "visible": lambda value: visible(str(value), keep="\n\t"),
     }
     return environment.get_template(template).render(palette=PALETTE, **fields)

@@ -9,7 +9,7 @@ from pathlib import Path
 from assay import runs
 from assay.report.files import Row
 from assay.report.tables import Run, read_run, to_markdown
-from assay.report.words import brackets, deed, meaning, nats, readable, truth, visible
+from assay.report.words import brackets, deed, meaning, nats, proxy, readable, truth, visible
 
 
 def write_model_cards(folder: Path, arms: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def model_card(run: Run, arm: str, which: str) -> str:
     front = {"base_model": models["student"], "tags": ["knowledge-distillation", "assay"]}
     facts = {
         "student before": f"{models['student']} ({models['student_initialisation']} weights)",
-        "teacher": str(teacher),
+        "teacher": "text only, from the column of a file" if teacher is None else teacher,
         "task": f"{config['task']['name']}: {distillation['num_prompts']:,} prompts × "
         f"{distillation['completions_per_prompt']} responses of up to {config['task']['max_response_tokens']:,} tokens",
         "responses written by": "; ".join(_source(source) for source in sources),
@@ -40,6 +40,7 @@ def model_card(run: Run, arm: str, which: str) -> str:
         f"learning rate {training['learning_rate']:g}, {training['schedule']}",
         "tokens": f"{entry['generated_tokens']:,} generated, {entry['teacher_tokens']:,} by or through the teacher",
         "truth": truth(run.summary["truth"]),
+        "proxy": proxy(run.summary["proxy_is"]),
         "config, assay": f"{run.manifest['config_hash']}, {run.manifest['assay_version']}",
     }
     lines = [

@@ -104,6 +104,11 @@ class Study:
         """What golden is: a distance from the "oracle", the NLL of "references", or, for None, unknown."""
         return self.runs[0].summary["truth"]
 
+    @property
+    def proxy_is(self) -> str:
+        """What proxy and train proxy are: "exact", a "lower_bound", or known "up_to_a_constant"."""
+        return self.runs[0].summary["proxy_is"]
+
     @cached_property
     def judges(self) -> dict[str, bool]:
         """The columns of the judges that every evaluation of every curve has, and whether higher is better there."""
@@ -172,10 +177,11 @@ def read_study(run_directories: Sequence[Path], names: Sequence[str] | None = No
     if not run_directories:
         raise AssayError("no run directory was given: name at least one")
     runs = tuple(read_run(Path(os.path.realpath(directory))) for directory in run_directories)
-    truths = {run.summary["truth"]: run.directory.name for run in runs}
-    if len(truths) > 1:
-        said = ", ".join(f"{name}: {words.truth(truth)}" for truth, name in truths.items())
-        raise AssayError(f"these runs have unlike truths, which no figure can show on one axis: {said}")
+    for measure, say in (("truth", words.truth), ("proxy_is", words.proxy)):
+        kinds = {run.summary[measure]: run.directory.name for run in runs}
+        if len(kinds) > 1:
+            said = ", ".join(f"{name}: {say(kind)}" for kind, name in kinds.items())
+            raise AssayError(f"these runs measure unlike things, which no figure can show on one axis: {said}")
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     if names is not None:
         name_of = {run.experiment: name for run, name in zip(runs, names, strict=True)}
@@ -223,8 +229,8 @@ def read_run(directory: Path) -> Run:
     probe = read_probe(directory / "probe.parquet")
     if summary["truth"] == "references":
         metrics = [{**row, "golden_nats": row["reference_nll_nats"]} for row in metrics]
-        renamed = pc.replace_substring_regex(probe["metric"], "^reference_nll$", "golden")
-        probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", renamed)
+        names = ["golden" if name == "reference_nll" else name for name in probe["metric"].to_pylist()]
+        probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", pa.array(names))
     if summary["truth"] is not None and any(row["golden_nats"] is None for row in metrics):
         raise AssayError(f"{directory / 'metrics.jsonl'} has evaluations without their truth: the file is damaged")
     responses = read_responses(directory / "responses.parquet")

@@ -51,7 +51,27 @@ def visible(text: str, keep: str = "") -> str:
 
 def truth(kind: str | None) -> str:
     """What a run takes for the truth, as summary.json's ``truth`` says it."""
-    return {"oracle": "an oracle", "references": "held-out references", None: "none"}[kind]
+    return {"oracle": "an oracle as the truth", "references": "held-out references as the truth", None: "no truth"}[
+        kind
+    ]
+
+
+def proxy(kind: str) -> str:
+    """What a run's proxy is, as summary.json's ``proxy_is`` says it."""
+    return {
+        "exact": "the distance to the teacher",
+        "lower_bound": "a lower bound of the distance to the teacher, which lists its most probable tokens",
+        "up_to_a_constant": "the distance to the teacher up to a constant: NLL of its held-out responses",
+    }[kind]
+
+
+def proxy_axis(kind: str) -> str:
+    """What a run's proxy is, for an axis."""
+    return {
+        "exact": "proxy: distance from the teacher",
+        "lower_bound": "proxy: lower bound of the distance from the teacher",
+        "up_to_a_constant": "proxy up to a constant: NLL of the teacher's responses",
+    }[kind]
 
 
 def golden_axis(kind: str | None) -> str:

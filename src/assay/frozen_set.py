@@ -1,0 +1,143 @@
+"""Fixed prompts and responses with what a frozen model says about them, scored against any student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from assay.buckets import lists_all, on_same_buckets
+from assay.estimators import negative_log_likelihood, rao_blackwell
+from assay.models.batching import SCORING_BATCH_SIZE
+from assay.models.cached import CachedLogProbs, Kept, by_length
+from assay.models.language_model import LanguageModel, ListingModel
+from assay.types import Batch, Dense, Prompt, Response, TopK
+
+TOP = 8
+"""How many of the most probable tokens ``top_overlap`` compares."""
+
+
+@dataclass(frozen=True)
+class PerPrompt:
+    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over.
+
+    Of a judge of the student's responses ``value_nats`` is what the judge says, in the judge's own unit.
+    """
+
+    metric: str
+    prompt_ids: list[str]
+    value_nats: np.ndarray
+    num_tokens: np.ndarray
+
+    def table(self, *, arm: str, seed: int, step: int) -> pa.Table:
+        """Rows of probe.parquet: one for each prompt."""
+        count = len(self.prompt_ids)
+        return pa.table(
+            {
+                "arm": pa.array([arm] * count),
+                "seed": pa.array([seed] * count, pa.int64()),
+                "step": pa.array([step] * count, pa.int64()),
+                "metric": pa.array([self.metric] * count),
+                "prompt_id": pa.array(self.prompt_ids),
+                "value_nats": pa.array(self.value_nats, pa.float64()),
+                "num_tokens": pa.array(self.num_tokens, pa.int32()),
+            }
+        )
+
+
+@dataclass
+class FrozenSet:
+    """Fixed sequences with what a frozen walker says about them, scored against any student.
+
+    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone.
+    """
+
+    metric: str
+    prompts: Sequence[Prompt]
+    responses: Sequence[Response]
+    walker: LanguageModel | ListingModel | CachedLogProbs | None
+    kept: list[Kept] = field(default_factory=list)
+    batch_size: int = SCORING_BATCH_SIZE
+    is_of_a_judge: bool = False
+
+    def __post_init__(self) -> None:
+        self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
+        if self.walker is not None:
+            self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
+            self.kept = self._cache.compute(self.batch, self.batch_size)
+
+    @torch.no_grad()
+    def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float | None]]:
+        """KL(walker‖student) per sequence along the walker's responses; without a walker, −log student.
+
+        Of a walker that lists its most probable tokens a lower bound: the KL on these and all others as one bucket.
+        For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
+        the walker's ``TOP`` most probable tokens that are among the student's.
+        """
+        values = np.zeros(len(self.batch))
+        entropy = overlap = 0.0
+        for rows, part in by_length(self.batch, self.batch_size):
+            with student.evaluating():
+                log_q_NV = student.log_probs(part)
+            if self.walker is None:
+                token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
+                value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
+            else:
+                # a host may have moved its models since
+                signal = self._cache.signal([self.kept[row] for row in rows], log_q_NV.device)
+                value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
+                overlap += top_overlap(signal, log_q_NV) if self.metric == "proxy" else 0.0
+            if self.metric == "proxy":
+                entropy -= float((log_q_NV.exp() * log_q_NV).sum())
+            values[rows] = value_B.double().cpu().numpy()
+        ids = [prompt.id for prompt in self.prompts]
+        per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
+        if self.metric != "proxy":
+            return per_prompt, {}
+        num_tokens = self.batch.num_tokens
+        top = None if self.walker is None else overlap / num_tokens
+        return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": top}
+
+    @torch.no_grad()
+    def of_the_walker(self) -> dict[str, float | None]:
+        """Means over the tokens of what the walker says: its entropy in nats, and the mass of the tokens it lists.
+
+        The entropy is None where a part of the law is all that is known, or none of it; the mass is there for lists
+        alone.
+        """
+        if self.walker is None:
+            return {"teacher_entropy_nats_per_token": None}
+        entropy, mass, is_whole = 0.0, 0.0, True
+        for rows, _ in by_length(self.batch, self.batch_size):
+            signal = self._cache.signal([self.kept[row] for row in rows])
+            if isinstance(signal, TopK):
+                is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
+                mass += float(signal.log_p_NK.exp().sum())
+            entropy -= _sum_p_log_p(signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK)
+        num_tokens = self.batch.num_tokens
+        listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
+        return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}
+
+
+def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:
+    """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among as many of q's.
+
+    All of them, where p lists or the vocabulary has fewer.
+    """
+    log_p = signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK
+    top = min(TOP, log_p.shape[1])
+    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p, log_q_NV))
+    if isinstance(signal, Dense):
+        return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
+    is_listed_NK = signal.log_p_NK.gather(1, p_NK) > -torch.inf  # a row may be filled up
+    p_NK = signal.token_ids_NK.gather(1, p_NK)
+    is_shared_NK = is_listed_NK & (p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2)
+    return float((is_shared_NK.sum(1) / is_listed_NK.sum(1)).sum())
+
+
+def _sum_p_log_p(log_p: Tensor) -> float:
+    return float((log_p.exp() * log_p).nan_to_num(nan=0.0).sum())  # 0 · log 0 = 0
