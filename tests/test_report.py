@@ -276,7 +276,7 @@ class Page(HTMLParser):
 
 def test_writes_a_page_and_for_every_figure_an_svg_and_a_table(built: tuple[Path, Path]) -> None:
     _, out = built
-    names = set(figures.FIGURES)
+    names = set(figures.FIGURES) - {"judges"}  # these runs have none
     assert {path.stem for path in (out / "figures").iterdir()} == names
     assert {path.name for path in (out / "tables").iterdir()} == {f"{name}.csv" for name in names | {"numbers"}}
     assert (out / "report.html").stat().st_size < 1_500_000

@@ -258,12 +258,39 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class JudgeConfig:
+    """Someone else who scores the student at every evaluation: a column ``judge_NAME`` beside golden and proxy.
+
+    ``kind`` says what ``target`` is. "model": a second teacher, by the name or folder of a checkpoint with the run's
+    tokenizer. "function": your own Python code, as "package.module:function", imported by the run's workers and called
+    with (prompt, response, reference or None). "command": a program with its arguments, started without a shell once
+    for each evaluation; it reads a JSON object from each line of its stdin and answers each with a number on a line.
+    Functions and commands, and a model with ``walks_on`` "student", score the free-running responses to the monitored
+    prompts; a model with ``walks_on`` "judge" is measured as the teacher is, KL(judge‖student) along the judge's own
+    responses to all held-out prompts. ``higher_is_better`` is for reports and tables; None: False for a model, whose
+    values are distances, else True. ``timeout_seconds`` bounds one start of a command.
+    """
+
+    name: str
+    kind: Literal["model", "function", "command"]
+    target: str
+    walks_on: Literal["judge", "student"] = "judge"
+    higher_is_better: bool | None = None
+    timeout_seconds: float = 60.0
+
+    @property
+    def column(self) -> str:
+        """Its column in metrics.jsonl, and its metric in probe.parquet."""
+        return f"judge_{self.name}"
+
+
+@dataclass(frozen=True)
 class ProbeConfig:
     """What is measured, how often. Evaluations are at step 0 and at geometrically spaced steps up to the end.
 
     Golden and proxy use all ``num_prompts`` held-out prompts; the monitors (human references, distance from the
     start, free-running samples) the first ``num_monitored`` of them. Without an oracle the references of all of them
-    are scored: they are the truth then.
+    are scored: they are the truth then. ``judges`` add columns and decide nothing.
     """
 
     num_prompts: int = 384
@@ -271,6 +298,12 @@ class ProbeConfig:
     num_monitored: int = 64
     num_evaluations: int = 14
     num_shown: int = 6
+    judges: tuple[JudgeConfig, ...] = ()
+
+    @property
+    def judging_models(self) -> dict[str, str]:
+        """The models among the judges, by their columns."""
+        return {judge.column: judge.target for judge in self.judges if judge.kind == "model"}
 
 
 @dataclass(frozen=True)

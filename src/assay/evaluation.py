@@ -21,6 +21,7 @@ from assay.config import ProbeConfig
 from assay.data.given_prompts import Given, prompts_of
 from assay.errors import AssayError
 from assay.frozen_set import FrozenSet, PerPrompt
+from assay.judges import Judge, ModelJudge
 from assay.models.batching import MOST_LOG_PROBS, SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE
 from assay.models.cached import CachedLogProbs
 from assay.models.in_memory import GivenModel, frozen_models, num_token_ids
@@ -94,7 +95,8 @@ class Probe:
     ``reference_nll`` is −log student of the human references, ``kl_from_start``, where the start is
     kept, KL(start‖student) along responses of the student as it was before distillation. Where the teacher lists its
     most probable tokens, proxy and train proxy are lower bounds, and ``captured_mass`` says how much of its law is
-    listed along the proxy's responses.
+    listed along the proxy's responses. ``judges`` score the same free-running responses that length and repetition are
+    read from.
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class Probe:
         max_response_tokens: int,
         seed: int,
         sampling_batch_size: int = SAMPLING_BATCH_SIZE,
+        judges: Sequence[Judge] = (),
     ) -> None:
         self.sets = sets
+        self.judges = judges
         self.config = config
         self.seed = seed
         self.seconds = 0.0
@@ -257,7 +261,7 @@ class Probe:
         for frozen in self.sets:
             values, company = frozen.against(student)
             per_prompt.append(values)
-            means |= mean_columns(values)
+            means |= judge_columns(values) if frozen.is_of_a_judge else mean_columns(values)
             if frozen.metric == "proxy":
                 means["student_entropy_nats_per_token"] = company["entropy_nats_per_token"]
                 means["top_overlap"] = company["top_overlap"]
@@ -273,6 +277,10 @@ class Probe:
             batch_size=self._sampling_batch_size,
         )
         means |= degeneration(samples)
+        for judge in self.judges:
+            values = judged(judge, self.free_prompts, samples)
+            per_prompt.append(values)
+            means |= judge_columns(values)
         self.seconds += time.perf_counter() - started
         return Evaluation(per_prompt, means, samples[: self.config.num_shown])
 
@@ -286,6 +294,18 @@ def mean_columns(values: PerPrompt) -> dict[str, float | None]:
         f"{values.metric}_stderr": estimate.stderr,
         f"{values.metric}_nats_per_token": per_token,
     }
+
+
+def judged(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Response]) -> PerPrompt:
+    """What a judge says of these responses, prompt by prompt."""
+    lengths = np.array([len(response.token_ids) for response in responses])
+    return PerPrompt(judge.config.column, [p.id for p in prompts], judge.values(prompts, responses), lengths)
+
+
+def judge_columns(values: PerPrompt) -> dict[str, float | None]:
+    """``judge_<name>``, the mean over the prompts, and ``judge_<name>_stderr``."""
+    estimate = mean_estimate(values.value_nats)
+    return {values.metric: estimate.value, f"{values.metric}_stderr": estimate.stderr}
 
 
 def degeneration(responses: Sequence[Response]) -> dict[str, float | None]:
@@ -315,6 +335,7 @@ def build_probe(
     seed: int,
     teacher_cache: CachedLogProbs | None = None,
     batch_size: int | None = None,
+    judges: Sequence[Judge] = (),
 ) -> Probe:
     """The probe of one arm. ``models`` holds teacher, any oracle, and as "student" the student's frozen start, if kept.
 
@@ -323,7 +344,8 @@ def build_probe(
     (None: exact, in memory). Without an oracle there is no golden, and the references of all held-out prompts are
     scored: −log student of them is golden, up to a constant, with references as the truth. Without a teacher in
     ``models`` proxy and train proxy are −log student of its responses: what they are up to a constant.
-    ``batch_size`` sequences are scored and written at a time; None leaves it to models/batching.py.
+    ``batch_size`` sequences are scored and written at a time; None leaves it to models/batching.py. A judge that walks
+    on its own responses writes them here, with the random numbers that the teacher's were drawn with.
     """
     monitored, scoring = config.num_monitored, batch_size or SCORING_BATCH_SIZE
     teacher = teacher_cache or models.get("teacher")  # None: its text is all that is known
@@ -343,13 +365,27 @@ def build_probe(
             Response(p.id, p.reference_ids, "dataset", truncated=p.reference_ids[-1] != eos) for p in with_reference
         ]
         sets.append(FrozenSet("reference_nll", with_reference, references, None, batch_size=scoring))
+    readers: list[Judge] = []
+    for judge in judges:
+        if isinstance(judge, ModelJudge) and judge.config.walks_on == "judge":
+            sets.append(_set_of(judge, held_out, max_response_tokens, seed))
+        else:
+            readers.append(judge)
     return Probe(
         sets,
         config,
         max_response_tokens=max_response_tokens,
         seed=seed,
         sampling_batch_size=batch_size or SAMPLING_BATCH_SIZE,
+        judges=readers,
     )
+
+
+def _set_of(judge: ModelJudge, held_out: Sequence[Prompt], max_response_tokens: int, seed: int) -> FrozenSet:
+    """A second teacher's responses to the held-out prompts, for KL(judge‖student) along them."""
+    # they are stored nowhere, so nobody reads who wrote them
+    responses = write_responses(judge.model, "teacher", held_out, max_response_tokens, purpose="held_out", seed=seed)
+    return FrozenSet(judge.config.column, held_out, responses, judge.model, is_of_a_judge=True)
 
 
 def _check_prompts(

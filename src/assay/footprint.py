@@ -11,7 +11,6 @@ import math
 from assay.config import ArmConfig, Experiment, TrainingConfig
 from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes
 from assay.models.sizes import ModelSize
-from assay.types import Writer
 from assay.workload import (
     Sizes,
     has_signal,
@@ -44,7 +43,7 @@ def memory_bytes(experiment: Experiment, sizes: Sizes) -> int:
     peaks = [FLOAT_BYTES * sum(size.num_parameters for size in sizes.values())]
     if oracle is not None:
         peaks.append(oracle.num_parameters * FLOAT_BYTES + _decoding(experiment, oracle, SAMPLING_BATCH_SIZE))
-    for role in sizes.keys() - {"oracle"}:
+    for role in sizes.keys() & {"teacher", "student"}:
         weights = sizes[role].num_parameters * FLOAT_BYTES
         if oracle is not None and sft_steps(experiment, role):
             peaks.append(TRAINED_COPIES * weights + _training_step(experiment, sizes[role], stage.batch_size))
@@ -72,10 +71,11 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
         if has_signal(experiment, source)
     ]
-    remembered: dict[Writer, int] = {
+    remembered: dict[str, int] = {
         "oracle": probe.num_prompts,
         "teacher": probe.num_prompts + probe.num_train_pairs + sum(scored),
         "student": probe.num_monitored,
+        **{judge.column: probe.num_prompts * (judge.walks_on == "judge") for judge in probe.judges},
     }
     caches = sum(_signal_bytes(experiment, role, size, remembered[role]) for role, size in sizes.items())
     signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
@@ -86,12 +86,13 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         *(_scoring(experiment, size) for size in sizes.values()),
         *(_decoding(experiment, size, training.batch_size) for size in writers),
         *(_decoding(experiment, size, probe.num_train_pairs) for role, size in sizes.items() if role == "teacher"),
+        *(_decoding(experiment, sizes[role], SAMPLING_BATCH_SIZE) for role in probe.judging_models),
         _decoding(experiment, student, min(probe.num_monitored, SAMPLING_BATCH_SIZE)),
     )
     return weights + caches + largest_step
 
 
-def _signal_bytes(experiment: Experiment, role: Writer, size: ModelSize, num_sequences: int) -> int:
+def _signal_bytes(experiment: Experiment, role: str, size: ModelSize, num_sequences: int) -> int:
     """What is kept of a role's word on so many sequences, several teachers being one."""
     listed = experiment.distillation.teacher_top_k if role == "teacher" else None
     num_tokens = num_sequences * experiment.task.max_response_tokens
@@ -175,6 +176,10 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
     num_oracle_prompts = experiment.stage_one.num_oracle_prompts if experiment.models.oracle is not None else 0
     num_responses = num_oracle_prompts + 4 * probe.num_prompts
     evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
+    evaluated += sum(
+        probe.num_prompts if judge.kind == "model" and judge.walks_on == "judge" else probe.num_monitored
+        for judge in probe.judges
+    )
     weights = sizes["student"].num_parameters * FLOAT_BYTES
     for arm in experiment.arms:
         stored = sum(

@@ -15,8 +15,7 @@ from assay import provenance, runs
 from assay.config import ArmConfig, Experiment, config_hash
 from assay.config_file import from_dict
 from assay.footprint import disk_bytes, memory_bytes
-from assay.models.sizes import ModelSize, size_of
-from assay.types import Writer
+from assay.models.sizes import size_of
 from assay.workload import Work, arm_work, responses_counted, stage_one_work
 
 
@@ -61,9 +60,9 @@ def forecast(experiment: Experiment) -> Forecast:
     num_tokens = experiment.task.max_response_tokens
     arms = tuple(_arm_forecast(experiment, arm) for arm in experiment.arms)
     counts = (arms, total.num_written * num_tokens, total.num_trained * num_tokens, total.num_scored * num_tokens)
-    names = experiment.models.names
-    found: dict[Writer, ModelSize | None] = {role: size_of(name) for role, name in names.items()}
-    sizes: dict[Writer, ModelSize] = {role: size for role, size in found.items() if size is not None}
+    names: dict[str, str] = {**experiment.models.names, **experiment.probe.judging_models}
+    found = {role: size_of(name) for role, name in names.items()}
+    sizes = {role: size for role, size in found.items() if size is not None}
     if len(sizes) < len(found):
         unknown = tuple(dict.fromkeys(names[role] for role, size in found.items() if size is None))
         return Forecast(*counts, None, None, None, unknown)

@@ -23,7 +23,10 @@ TOP = 8
 
 @dataclass(frozen=True)
 class PerPrompt:
-    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over."""
+    """One metric for every prompt of a set: nats per sequence and the response tokens that it sums over.
+
+    Of a judge of the student's responses ``value_nats`` is what the judge says, in the judge's own unit.
+    """
 
     metric: str
     prompt_ids: list[str]
@@ -59,6 +62,7 @@ class FrozenSet:
     walker: LanguageModel | ListingModel | CachedLogProbs | None
     kept: list[Kept] = field(default_factory=list)
     batch_size: int = SCORING_BATCH_SIZE
+    is_of_a_judge: bool = False
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])

@@ -11,11 +11,13 @@ from assay.data.chat import chat_template_digest
 from assay.data.tasks import corpus_digest
 from assay.divergences import divergence
 from assay.errors import AssayError
+from assay.evaluation import judged
+from assay.judges import ModelJudge
 from assay.models.averaging import Learner
 from assay.models.loading import check_fits, check_same_tokenizer, check_same_vocabulary
 from assay.models.pretrained import PretrainedModel
 from assay.models.served import ServedModel
-from assay.types import Progress, Prompt, Writer
+from assay.types import Progress, Prompt, Response, Writer
 from assay.workspace import Teacher, Workspace
 
 Report = Callable[[Progress], None]
@@ -62,7 +64,7 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     }
     if experiment.task.chat_template:
         digests["chat_template"] = str(chat_template_digest(work.tokenizer))
-    return digests
+    return digests | _check_judges(work, first)
 
 
 def check_temperature(experiment: Experiment, teacher: Teacher) -> None:
@@ -97,6 +99,33 @@ def _check_references(work: Workspace) -> None:
                 work.source_prompts(source, work.distillation_pool())
         if arm.alarm == "references" and not any(prompt.reference_ids for prompt in monitored):
             raise AssayError(f"arm {arm.name!r} listens to references, but the task has none: use another alarm")
+
+
+def _check_judges(work: Workspace, model: PretrainedModel) -> dict[str, str]:
+    """Asks each judge for a score, so that none fails after stage 1; returns the digests of those that are models."""
+    task, digests = work.experiment.task, {}
+    for config in work.experiment.probe.judges:
+        if config.kind == "model":
+            models = work.experiment.models
+            check_same_tokenizer(
+                work.tokenizer,
+                config.target,
+                on_trust=models.vocabulary == "same",
+                trust_remote_code=models.trust_remote_code,
+            )
+    prompts = work.held_out()[:2] if work.experiment.probe.judges else []
+    responses = [
+        Response(prompt.id, prompt.token_ids[: task.max_response_tokens], "dataset", True) for prompt in prompts
+    ]
+    for judge in work.judges():
+        if isinstance(judge, ModelJudge):
+            assert isinstance(judge.model, PretrainedModel)
+            check_same_vocabulary(model, judge.model)
+            judge.model.check_lengths(task.max_prompt_tokens, task.max_response_tokens)
+            digests[f"judge {judge.config.target}"] = judge.model.digest
+        else:
+            judged(judge, prompts, responses)
+    return digests
 
 
 def _check_leaks(held_out: Sequence[Prompt], *others: Sequence[Prompt]) -> None:

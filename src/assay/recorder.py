@@ -16,6 +16,7 @@ from assay.data.sources import Mixture
 from assay.data.store import responses_table
 from assay.errors import AssayError
 from assay.evaluation import Evaluation, Probe, evaluation_steps
+from assay.judges import JudgeError
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
 from assay.training import FitState, learning_rate_at, save_model
@@ -101,6 +102,8 @@ class Recorder:
         before = self.probe.seconds
         try:
             found = self.probe.evaluate(student, state.step)
+        except JudgeError:  # no learning rate is to blame
+            raise
         except AssayError as error:
             raise AssayError(
                 f"the evaluation at step {state.step} failed ({error}): lower the learning rate"

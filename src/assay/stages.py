@@ -252,6 +252,7 @@ def _build_probe(
         max_response_tokens=experiment.task.max_response_tokens,
         seed=experiment.seed,
         teacher_cache=teacher_cache,
+        judges=work.judges(),
     )
 
 

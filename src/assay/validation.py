@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 import string
 from urllib.parse import urlsplit
 
-from assay.config import ArmConfig, DistillationConfig, Experiment, SourceConfig, TrainingConfig
+from assay.config import ArmConfig, DistillationConfig, Experiment, JudgeConfig, SourceConfig, TrainingConfig
 from assay.errors import AssayError
 
 _TRAINING = "distillation.training."
@@ -79,6 +80,7 @@ def validate(experiment: Experiment) -> None:
         template_columns(experiment.task.template)
     if experiment.task.responses is not None and experiment.task.responses == experiment.task.reference:
         raise AssayError("task.reference and task.responses name one column: the truth must not be the teacher's word")
+    _check_judges(probe.judges)
     _check_diversity(experiment.distillation)
     _check_signals(experiment.distillation)
     _check_name("recipe", experiment.recipe)
@@ -91,6 +93,44 @@ def validate(experiment: Experiment) -> None:
             raise AssayError(f"arm {arm.name!r}: policy 'auto' may go back, low-rank updates cannot: use 'stop'")
         for source in arm.sources:
             _check_source(arm.name, source, training)
+
+
+def _check_judges(judges: tuple[JudgeConfig, ...]) -> None:
+    names = [judge.name for judge in judges]
+    if len(set(names)) < len(names):
+        raise AssayError(f"two judges have the same name: {names}")
+    for judge in judges:
+        name, target = judge.name, judge.target
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name.endswith(("_stderr", "_nats")):
+            raise AssayError(
+                f"judge {name!r} names a column: use up to 40 small letters, digits and '_', with a letter first and "
+                "neither '_stderr' nor '_nats' at the end"
+            )
+        if not target.strip():
+            raise AssayError(f"judge {name!r} has no target: name a model, a function or a command")
+        if judge.kind == "model" and "://" in target:
+            raise AssayError(f"judge {name!r} is behind a server: a judging model must be a local or a hub checkpoint")
+        if judge.kind == "model" and judge.higher_is_better:
+            raise AssayError(f"judge {name!r} measures a distance in nats: leave higher_is_better out")
+        if judge.kind != "model" and judge.walks_on != "judge":
+            raise AssayError(f"judge {name!r} is no model and reads the student's responses: leave walks_on out")
+        if judge.kind == "function" and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", target):
+            raise AssayError(f"judge {name!r} has the target {target!r}: write it as package.module:function")
+        if judge.kind == "command":
+            command_words(judge)
+        if not 0 < judge.timeout_seconds < math.inf:
+            raise AssayError(f"judge {name!r} has a timeout of {judge.timeout_seconds:g} seconds: it must be above 0")
+
+
+def command_words(judge: JudgeConfig) -> list[str]:
+    """The program of a judge of kind "command" and its arguments, split as a shell would, without running one."""
+    try:
+        words = shlex.split(judge.target)
+    except ValueError as error:
+        raise AssayError(f"the command of judge {judge.name!r} cannot be read: {error}") from error
+    if not words or not words[0]:
+        raise AssayError(f"the command of judge {judge.name!r} names no program: {judge.target!r}")
+    return words
 
 
 def _check_diversity(config: DistillationConfig) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from assay.config import ArmConfig, Experiment, SourceConfig, TaskConfig
 from assay.models.batching import DENSE_VOCABULARY_LIMIT, MAX_VENDI_ROWS
 from assay.models.sizes import ModelSize, ensemble_size
-from assay.types import Writer
 
-Sizes = Mapping[Writer, ModelSize]
+Sizes = Mapping[str, ModelSize]
+"""By the role of a model, or by the column of a judge."""
 
 
 @dataclass
@@ -28,11 +28,11 @@ class Work:
     model; ``trained`` counts each one's own sequences.
     """
 
-    written: Counter[Writer] = field(default_factory=Counter)
-    scored: Counter[Writer] = field(default_factory=Counter)
-    kept: Counter[Writer] = field(default_factory=Counter)
-    expanded: Counter[Writer] = field(default_factory=Counter)
-    trained: Counter[Writer] = field(default_factory=Counter)
+    written: Counter[str] = field(default_factory=Counter)
+    scored: Counter[str] = field(default_factory=Counter)
+    kept: Counter[str] = field(default_factory=Counter)
+    expanded: Counter[str] = field(default_factory=Counter)
+    trained: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def total(cls, parts: Iterable[Work]) -> Work:
@@ -80,12 +80,12 @@ def _per_sequence(task: TaskConfig, size: ModelSize) -> int:
     return body + task.max_response_tokens * size.num_response_parameters
 
 
-def whole_role(experiment: Experiment, role: Writer, size: ModelSize) -> ModelSize:
+def whole_role(experiment: Experiment, role: str, size: ModelSize) -> ModelSize:
     """The size of a role after stage 1, from that of one model: several teachers are one ensemble."""
     return ensemble_size(size, experiment.models.num_teachers) if role == "teacher" else size
 
 
-def sft_steps(experiment: Experiment, role: Writer) -> int:
+def sft_steps(experiment: Experiment, role: str) -> int:
     """Optimiser steps of a role's SFT."""
     stage = experiment.stage_one
     if role == "teacher" and experiment.models.teacher_is_oracle:
@@ -230,7 +230,7 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     train_pairs = num_train_pairs(experiment, arm)
     if not any(source.is_offline for source in arm.sources):
         work.written["teacher"] += train_pairs
-    walked: dict[Writer, int] = {"teacher": held_out + train_pairs, "student": monitored}
+    walked: dict[str, int] = {"teacher": held_out + train_pairs, "student": monitored}
     if experiment.models.oracle is not None:
         walked["oracle"] = held_out
     work.kept.update(walked)
@@ -240,6 +240,14 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     work.scored["student"] += times * (sum(walked.values()) + references)
     work.expanded.update({role: times * count for role, count in walked.items()})
     work.written["student"] += times * monitored
+    for judge in (judge for judge in probe.judges if judge.kind == "model"):
+        if judge.walks_on == "student":
+            work.scored[judge.column] += times * monitored
+            continue
+        work.written[judge.column] += held_out
+        work.kept[judge.column] += held_out
+        work.expanded[judge.column] += times * held_out
+        work.scored["student"] += times * held_out
     return Work.total([work, _distillation_set_work(experiment, arm)])
 
 

@@ -15,9 +15,10 @@ from assay.config import Experiment, SourceConfig
 from assay.data.augmentation import Text
 from assay.data.distillation_set import pool_size
 from assay.data.splitting import Survey
-from assay.data.store import read_responses
+from assay.data.store import read_responses, response_text
 from assay.data.tasks import Split, corpus_digest, load_prompts
 from assay.errors import AssayError
+from assay.judges import Judge, open_judge
 from assay.models.ensemble import Ensemble
 from assay.models.loading import load_framing, load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
@@ -149,6 +150,12 @@ class Workspace:
     def frozen(self) -> dict[Writer, Teacher]:
         """The models that a student is measured against, and learns from: oracle and teacher, as far as they are."""
         return {role: self.tuned(role) for role in self.experiment.models.names if role != "student"}
+
+    def judges(self) -> list[Judge]:
+        """Those who score the student's responses beside the truth."""
+        decode = functools.partial(response_text, self.tokenizer)
+        load = functools.cache(self._load)  # two judges may be one model
+        return [open_judge(config, load, decode) for config in self.experiment.probe.judges]
 
     @property
     def vocab_size(self) -> int | None:

@@ -31,6 +31,11 @@ RESPONSES_SCHEMA = pa.schema(
 """``arm`` is empty for responses that all arms share; ``step`` is the optimiser step of writing."""
 
 
+def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """A response as people read it: without special tokens and the space around it."""
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
+
+
 def responses_table(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
@@ -50,7 +55,7 @@ def responses_table(
             "prompt": prompt.text,
             "split": split,
             "writer": response.writer,
-            "text": str(tokenizer.decode(list(response.token_ids), skip_special_tokens=True)).strip(),
+            "text": response_text(tokenizer, response.token_ids),
             "token_ids": response.token_ids,
             "num_tokens": len(response.token_ids),
             "truncated": response.truncated,

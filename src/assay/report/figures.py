@@ -38,13 +38,15 @@ class FigureSpec:
     draw: Callable[[Study, bool], tuple[Figure, Table]]
     title: str
     caption: str
-    needs: Literal["nothing", "truth", "oracle"] = "nothing"
+    needs: Literal["nothing", "truth", "oracle", "judges"] = "nothing"
     with_oracle: str = ""
     """What the caption adds where the truth is an oracle."""
 
-    def fits(self, truth: str | None) -> bool:
-        """Whether runs with this truth have what the figure shows."""
-        return truth in {"nothing": (None, "references", "oracle"), "truth": ("references", "oracle")}.get(
+    def fits(self, study: Study) -> bool:
+        """Whether the runs have what the figure shows."""
+        if self.needs == "judges":
+            return bool(study.judges)
+        return study.truth in {"nothing": (None, "references", "oracle"), "truth": ("references", "oracle")}.get(
             self.needs, ("oracle",)
         )
 
@@ -183,6 +185,19 @@ def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     return figure, study.columns([*signs, "teacher_entropy_nats_per_token", "reference_nll_nats"])
 
 
+def judges(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+    """What each judge says over steps, in its own unit; the title says which way is better."""
+    figure, panels = _sheet(_arm_handles(study), len(study.judges), narrow, columns=3, height=1.6)
+    axis = _start_axis(study, "step")
+    for axes, (column, higher_is_better) in zip(panels, study.judges.items(), strict=True):
+        for label in study.labels:
+            _draw_label(axes, study, label, "step", column, axis.place, marker="")
+        axis.apply(axes, "optimiser step")
+        better = "higher" if higher_is_better else "lower"
+        axes.set_title(f"{short(column.removeprefix('judge_'), 16)} ({better} is better)")
+    return figure, study.columns([name for column in study.judges for name in (column, f"{column}_stderr")])
+
+
 def time_spent(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     """Seconds by phase for every arm, and for the stages around the arms; means over seeds."""
     used = [phase for curve in study.curves for phase in curve.rows[-1]["seconds"]]
@@ -263,6 +278,13 @@ FIGURES: dict[str, FigureSpec] = {
         "Signs of decay in the student's own text",
         "Read from responses the student samples freely. Watch for length drifting to the limit, repetition rising, "
         "distinct bigrams falling, or entropy dropping below the teacher's.",
+    ),
+    "judges": FigureSpec(
+        judges,
+        "What the judges say",
+        "Second teachers, functions and programs, asked about the student at every evaluation, each in its own "
+        "unit. They decide nothing here: no verdict looks at them, and not every judge follows the truth.",
+        needs="judges",
     ),
     "time_spent": FigureSpec(
         time_spent,

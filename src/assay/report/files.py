@@ -34,7 +34,10 @@ _MAYBE_LEVELS = (dict, type(None))
 _MANIFEST: Row = {
     "schema": "assay.manifest/1",
     "recipe": _TEXT,
-    "config": {"arms": [{"name": _TEXT}]},
+    "config": {
+        "arms": [{"name": _TEXT}],
+        "?probe": {"?judges": [{"name": _TEXT, "kind": _TEXT, "higher_is_better": (bool, type(None))}]},
+    },
     "config_hash": _TEXT,
     "assay_version": _TEXT,
     "versions": (dict,),
@@ -206,7 +209,9 @@ def read_metrics(path: Path, running: bool) -> Table:
     rows = []
     for number, line in enumerate(lines, start=1):
         where = f"line {number} of {path}"
-        rows.append(_checked(_parse(line, where), _METRICS, where))
+        row = _parse(line, where)
+        judged = {key: _MAYBE for key in row if key.startswith("judge_")} if isinstance(row, dict) else {}
+        rows.append(_checked(row, _METRICS | judged, where))
     return rows
 
 

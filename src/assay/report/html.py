@@ -58,7 +58,7 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
     files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
     pictures = []
     for name, spec in FIGURES.items():
-        if not spec.fits(study.truth):
+        if not spec.fits(study):
             continue
         wide, table = draw(name, study)
         narrow, _ = draw(name, study, narrow=True)

@@ -110,6 +110,19 @@ class Study:
         return self.runs[0].summary["proxy_is"]
 
     @cached_property
+    def judges(self) -> dict[str, bool]:
+        """The columns of the judges that every evaluation of every curve has, and whether higher is better there."""
+        judges = self.runs[0].manifest["config"].get("probe", {}).get("judges", [])
+        better = {
+            f"judge_{judge['name']}": judge["kind"] != "model"
+            if judge["higher_is_better"] is None
+            else judge["higher_is_better"]
+            for judge in judges
+        }
+        rows = [row for curve in self.curves for row in curve.rows]
+        return {column: higher for column, higher in better.items() if all(column in row for row in rows)}
+
+    @cached_property
     def has_replicates(self) -> bool:
         """Whether any label has more than one seed."""
         return len({curve.label for curve in self.curves}) < len(self.curves)
