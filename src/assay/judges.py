@@ -15,7 +15,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -164,4 +164,4 @@ def open_judge(config: JudgeConfig, load_model: Callable[[str], LanguageModel], 
     is_function = callable(function)
     if not is_function:
         raise JudgeError(f"judge {config.name!r}: module {module!r} has no function {name!r}")
-    return FunctionJudge(config, function, decode)
+    return FunctionJudge(config, cast("Callable[[str, str, str | None], float]", function), decode)
