@@ -291,6 +291,41 @@ def watch(
         watching.watch(target, chosen, columns, arm, interval, once, trackers, logdir)
 
 
+def answers(
+    prompts: Positional[Path],
+    server: str,
+    out: Path,
+    model: str | None = None,
+    number: int = 1,
+    max_tokens: int = 512,
+    sampling_temperature: float = 1.0,
+    column: str = "responses",
+    seed: int = 0,
+    concurrency: int = 8,
+) -> None:
+    """Have a model behind an API answer your prompts, for `assay distill --responses`: it need not give log-probs.
+
+    Resumable. The API's key is read from the environment variable ASSAY_SERVER_API_KEY.
+
+    Args:
+        prompts: A .jsonl or .parquet file (docs/tasks.md).
+        server: The URL of an API with /chat/completions, such as http://127.0.0.1:8000/v1.
+        out: A .jsonl file: the prompts with the responses.
+        model: Its name there; by default the only one served.
+        number: Responses to each prompt.
+        max_tokens: In the server's tokens; prompts with a response that is cut there are left out.
+        sampling_temperature: 1 is the law of the teacher itself.
+        column: Where the responses go.
+        seed: Of the seeds that the server is given.
+        concurrency: Requests at a time.
+    """
+    from assay.answering import Asked, write_answers
+    from assay.config import ServerConfig
+
+    config = ServerConfig(model=model, concurrency=concurrency)
+    print(write_answers(prompts, out, Asked(server, config, number, max_tokens, sampling_temperature, seed), column))
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -382,7 +417,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **{f.__name__: f for f in (quickstart, doctor)},
                 "distill": Distill,
                 "lab": Lab,
-                **{f.__name__: f for f in (watch, run, sweep, plan, report, compare, diagnose, recipes, bases, tasks)},
+                **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
+                **{f.__name__: f for f in (recipes, bases, tasks)},
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
