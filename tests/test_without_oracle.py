@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from assay import compare_runs, run_experiment, runs, write_report
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
 from assay.errors import AssayError
 from assay.forecast import forecast
+from assay.frozen_set import FrozenSet
 from assay.models.loading import load_model
 from assay.results import per_prompt
-from assay.types import Batch
+from assay.types import Batch, Response
 from assay.validation import validate
 from assay.workspace import Workspace
 from test_experiment import small
@@ -168,3 +170,21 @@ def test_a_run_without_an_oracle_costs_no_oracle() -> None:
     assert lab.flops is not None
     assert found.flops < lab.flops
     assert found.generated_tokens < lab.generated_tokens
+
+
+def test_a_teacher_in_half_of_the_memory_says_nearly_the_same(tmp_path: Path) -> None:
+    base = without_oracle()
+    half = dataclasses.replace(base, models=dataclasses.replace(base.models, frozen_precision="bfloat16"))
+    exact, rounded = (Workspace(experiment, tmp_path) for experiment in (base, half))
+    teacher, student = rounded.tuned("teacher"), rounded.student()
+    assert teacher.module.dtype == torch.bfloat16  # type: ignore[union-attr]
+    assert student.module.dtype == torch.float32, "what is trained stays exact"
+    prompts = exact.held_out()[:32]
+    texts = exact.base("teacher").sample([p.token_ids for p in prompts], range(32), 12)
+    answers = [Response(p.id, ids, "teacher", False) for p, ids in zip(prompts, texts, strict=True)]
+    proxy, rounded_proxy = (
+        FrozenSet("proxy", prompts, answers, work.base("teacher")).against(student)[0].value_nats.mean()
+        for work in (exact, rounded)
+    )
+    assert rounded_proxy == pytest.approx(proxy, rel=0.02)
+    assert rounded_proxy != proxy

@@ -70,7 +70,9 @@ class ModelsConfig:
     ``vocabulary`` "same" wants models with as many output rows; "shared" cuts the law of every model to the ids up to
     the tokenizer's largest, renormalised over them: rows that pad a vocabulary go, the weights on disk stay whole.
     ``allow_pickle`` reads pickled weights where there are no safetensors; ``trust_remote_code`` runs the Python code
-    that a checkpoint brings along. Both are for checkpoints whose makers you trust.
+    that a checkpoint brings along. Both are for checkpoints whose makers you trust. ``frozen_precision`` "bfloat16"
+    holds oracle and teacher in half of the memory where they are not trained (a teacher is, where there is an oracle);
+    their laws are then rounded, which proxy and golden carry along.
     """
 
     oracle: str | None = "define-oracle"
@@ -81,6 +83,7 @@ class ModelsConfig:
     student_initialisation: Literal["pretrained", "random"] = "pretrained"
     device: str = "cpu"
     vocabulary: Literal["same", "shared"] = "same"
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
     allow_pickle: bool = False
     trust_remote_code: bool = False
     server: ServerConfig = ServerConfig()

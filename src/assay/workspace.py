@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay import provenance, runs
@@ -114,7 +115,9 @@ class Workspace:
         """A role's model before stage 1; not of a served teacher."""
         models = self.experiment.models
         is_random = role == "student" and models.student_initialisation == "random"
-        return self._load(models.names[role], is_random)
+        is_frozen = role == "oracle" or (role == "teacher" and models.oracle is None)
+        dtype = torch.bfloat16 if is_frozen and models.frozen_precision == "bfloat16" else torch.float32
+        return self._load(models.names[role], is_random, dtype)
 
     @functools.cached_property
     def served_teacher(self) -> ServedModel | None:
@@ -162,7 +165,7 @@ class Workspace:
         """To how many tokens the law of every model is cut; None where it is left whole."""
         return num_token_ids(self.tokenizer) if self.experiment.models.vocabulary == "shared" else None
 
-    def _load(self, name: str, is_random: bool = False) -> PretrainedModel:
+    def _load(self, name: str, is_random: bool = False, dtype: torch.dtype = torch.float32) -> PretrainedModel:
         """All models of a run end responses with its tokenizer's token, and have laws over one vocabulary."""
         models = self.experiment.models
         alike: Any = {
@@ -172,7 +175,7 @@ class Workspace:
         }
         if is_random:
             return random_model(name, self.experiment.seed, models.device, **alike)
-        return load_model(name, models.device, allow_pickle=models.allow_pickle, **alike)
+        return load_model(name, models.device, allow_pickle=models.allow_pickle, dtype=dtype, **alike)
 
     def tuned_names(self, role: Writer) -> list[str]:
         """The folders, in stage 1, of a role's fine-tuned models."""

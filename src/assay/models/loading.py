@@ -94,8 +94,9 @@ def load_model(
     vocab_size: int | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> PretrainedModel:
-    """The model in float32 from safetensors; pickled weights and code of the checkpoint only where allowed.
+    """The model in ``dtype`` from safetensors; pickled weights and code of the checkpoint only where allowed.
 
     ``eos_token_id`` and ``vocab_size``: see ``PretrainedModel``. Where no end-of-sequence token is given and the model
     states several, that of the tokenizer beside it is taken. Pickled weights, which are looked for only where there
@@ -109,7 +110,7 @@ def load_model(
     with _readable_errors("model", name):
         loaded: Any = auto_class.from_pretrained(
             checkpoint_of(name),
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=None if allow_pickle else True,
             weights_only=True,
             trust_remote_code=trust_remote_code,
