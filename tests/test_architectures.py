@@ -134,3 +134,6 @@ def test_distill_and_lab_run_on_padded_checkpoints(
             best = folder / "arms" / arm["source"] / "best"
             assert AutoConfig.from_pretrained(best).model_type == AutoConfig.from_pretrained(student).model_type
             assert load_model(str(best)).vocab_size == 516, "weights are saved whole"
+            assert json.loads((best / "config.json").read_text())["architectures"] == [
+                type(load_model(student).module).__name__
+            ]

@@ -296,7 +296,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
 def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Writes a folder that from_pretrained reads: configs, model.safetensors, and the tokenizer if given."""
     path.mkdir(parents=True, exist_ok=True)
-    model.module.config.save_pretrained(path)
+    config = copy.deepcopy(model.module.config)
+    config.architectures = [type(model.module).__name__]  # by which vLLM knows that it writes text
+    config.save_pretrained(path)
     if model.module.generation_config is not None:  # which tokens end a response, among other things
         model.module.generation_config.to_json_file(path / "generation_config.json")
     weights = {k: v.contiguous() for k, v in model.module.state_dict().items() if k not in _tied_keys(model)}

@@ -280,7 +280,9 @@ class ServedModel:
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
         }
-        advice = "scoring needs vLLM" if "prompt_logprobs" in settings else ""
+        advice = ""
+        if "prompt_logprobs" in settings:
+            advice = "scoring needs vLLM, which serves as a writer only what names its 'architectures' in config.json"
         if settings.get("prompt_logprobs"):
             advice = f"scoring needs vLLM, with --max-logprobs {self.num_top} or more, or a lower models.server.top_k"
         answer = self._server.post("/completions", body | settings, advice)
