@@ -119,6 +119,12 @@ def _has_learner(training: TrainingConfig) -> bool:
     return training.averaging_decay is not None or training.lora_rank is not None
 
 
+def _num_kept(experiment: Experiment, arm: ArmConfig) -> int:
+    """Students that an arm keeps to go back to, until it ends; without an oracle it may need them to choose one."""
+    may_go_back = arm.policy in ("stop", "auto") or experiment.models.oracle is None
+    return num_evaluations(experiment) if may_go_back else 0
+
+
 def _training_step(experiment: Experiment, size: ModelSize, num_rows: int) -> int:
     """Activations kept for the backward pass of ``num_rows`` sequences, in float32, and the loss's tensors."""
     prompt, response = experiment.task.max_prompt_tokens, experiment.task.max_response_tokens
@@ -156,7 +162,7 @@ def _layer(experiment: Experiment, size: ModelSize) -> int:
 
 
 def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
-    """Checkpoints of SFT and of every arm (newest, best, last), tables of the arms and of the run, the report.
+    """Checkpoints of SFT and of every arm (newest, best, last, kept ones), tables of arms and run, the report.
 
     With a signal store what every arm adds to it, as if it held nothing and no two arms shared anything.
     """
@@ -187,7 +193,7 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
             for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
         )
         total += (
-            (5 + _has_learner(experiment.distillation.training)) * weights
+            (5 + _has_learner(experiment.distillation.training) + _num_kept(experiment, arm)) * weights
             + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size
             + stored * state_row
         )

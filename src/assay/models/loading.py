@@ -185,6 +185,8 @@ def _family(config: PreTrainedConfig) -> tuple[type[PretrainedModel], Any]:
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; AssayError when there is none or it has no end-of-sequence token."""
+    if not ships_tokenizer(name):
+        raise AssayError(f"the folder {name!r} has no tokenizer: save the one it was trained with beside its weights")
     with _readable_errors("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
     if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:
