@@ -271,7 +271,7 @@ def test_a_folder_without_tokenizer_is_refused_as_a_run_refuses_it(clean: Reques
     for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("special*")]:
         file.unlink()
     assert flagged(of_files(clean, teacher=str(folder))) == {"D002": "refuse"}
-    with pytest.raises(AssayError, match="cannot load the tokenizer"):
+    with pytest.raises(AssayError, match="has no tokenizer: save the one"):
         of_files(clean, student=str(folder))
 
 

@@ -289,7 +289,10 @@ def test_a_policy_may_turn_every_row_into_a_new_response() -> None:
     offline, online = forecast(base).arms
     watched, same = forecast(with_policy(base, "auto")).arms
     assert offline.generated_tokens < watched.generated_tokens == online.generated_tokens == same.generated_tokens
-    assert forecast(with_policy(base, "stop")) == forecast(base)
+    stopped, plain = forecast(with_policy(base, "stop")), forecast(base)
+    assert dataclasses.replace(stopped, disk_bytes=plain.disk_bytes) == plain
+    students = len(base.arms) * num_evaluations(base) * 4 * size_of(base.models.student).num_parameters  # type: ignore[union-attr]
+    assert stopped.disk_bytes - plain.disk_bytes == students  # type: ignore[operator]
 
 
 def test_micro_batches_save_memory_and_no_operations() -> None:
