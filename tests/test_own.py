@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from assay.report.model_card import model_card
 from assay.report.tables import read_run
 from assay.validation import validate
 from assay.workload import responses_counted
+from command_line import assay
 
 PROMPTS: dict[Split, int] = {"distillation": 300, "held_out": 60, "oracle": 400}
 
@@ -42,11 +41,6 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def assay(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "assay", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

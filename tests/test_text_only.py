@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -26,6 +24,7 @@ from assay.results import per_prompt
 from assay.types import Batch
 from assay.validation import validate
 from assay.workspace import Workspace, survey
+from command_line import assay
 from runs_in_process import run_in_process
 
 NUM_ROWS = 200
@@ -47,11 +46,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "answers.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def assay(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "assay", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

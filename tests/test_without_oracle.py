@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 
 from assay import compare_runs, run_experiment, runs, write_report
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig
+from assay.config_file import from_dict
 from assay.errors import AssayError
 from assay.forecast import forecast
 from assay.frozen_set import FrozenSet
 from assay.models.loading import load_model
-from assay.results import per_prompt
+from assay.results import per_prompt, write_summary
 from assay.types import Batch, Response
 from assay.validation import validate
 from assay.workspace import Workspace
@@ -137,6 +139,17 @@ def test_without_references_the_recommended_student_is_kept(unjudged: Path) -> N
     assert arm["best_step"] == 8, "a healthy run of eight steps is kept to its end"
     assert load_model(str(folder / "best")).digest == load_model(str(folder / "student")).digest
     assert not (folder / "kept").exists()
+    assert runs.read_json(folder / "finished.json")["recommended_step"] == arm["best_step"]
+
+
+def test_the_best_step_of_a_run_without_truth_is_that_of_the_student_it_kept(unjudged: Path, tmp_path: Path) -> None:
+    """Whatever the detector makes of the whole log: a policy that goes back has it forget what was undone."""
+    shutil.copytree(unjudged, tmp_path / "run")
+    path = tmp_path / "run" / "arms" / "offline" / "finished.json"
+    runs.write_json(path, runs.read_json(path) | {"recommended_step": 3})
+    experiment = from_dict(runs.read_json(unjudged / "manifest.json")["config"])
+    write_summary(tmp_path / "run", experiment, ["offline"], 0.0)
+    assert runs.read_json(tmp_path / "run" / "summary.json")["arms"][0]["best_step"] == 3
 
 
 def test_a_report_without_truth_opens_and_runs_of_unlike_truth_share_none(

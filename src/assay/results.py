@@ -76,7 +76,7 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
         "arms": [
             summarise_arm(
                 *(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]),
-                *(truth, kept[arm], proxy_is(experiment)),
+                *(truth, kept[arm], proxy_is(experiment), recommended_step(folder, arm)),
             )
             for arm in arms
         ],
@@ -138,6 +138,11 @@ def kept_step(folder: Path, arm: str) -> int | None:
     return runs.read_json(folder / "arms" / arm / "finished.json").get("kept_step")
 
 
+def recommended_step(folder: Path, arm: str) -> int | None:
+    """The step of the student that an arm without a truth has kept as its best; None where a truth chose it."""
+    return runs.read_json(folder / "arms" / arm / "finished.json").get("recommended_step")
+
+
 def at_step(steps_S: np.ndarray, values_SP: np.ndarray, step: int | None) -> np.ndarray:
     """The values [P] of an evaluated step; of the last one for None."""
     return values_SP[-1] if step is None else values_SP[int(np.flatnonzero(steps_S == step)[0])]
@@ -151,11 +156,13 @@ def summarise_arm(
     truth: Truth | None = "oracle",
     kept: int | None = None,
     measured: ProxyIs = "exact",
+    recommended: int | None = None,
 ) -> dict[str, Any]:
     """One entry of summary.json's ``arms``; ``kept`` is the step of the student that it leaves, which "final" is of.
 
     ``detector`` is what the detector says of the log alone; without a truth it is the verdict, unless the proxy is
-    known up to a constant: then nothing is known that could decide. Tokens are None where the records do not count
+    known up to a constant: then nothing is known that could decide. ``recommended`` is the step of the student that an
+    arm without a truth has kept as its best. Tokens are None where the records do not count
     them.
     """
     if not records:
@@ -173,7 +180,7 @@ def summarise_arm(
         **(
             _verdict_fields(judge(steps_S, golden_SP, curves["proxy"]))
             if golden_SP is not None
-            else _word_of_the_detector(diagnosis)
+            else _word_of_the_detector(diagnosis, recommended)
             if measured != "up_to_a_constant"
             else _unknown(int(steps_S[-1]))
         ),
@@ -243,15 +250,18 @@ def _verdict_fields(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _word_of_the_detector(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The same fields where nothing but the detector judges: it has no severity, and its best step is its advice."""
+def _word_of_the_detector(diagnosis: Diagnosis, recommended: int | None) -> dict[str, Any]:
+    """The same fields where nothing but the detector judges: it has no severity, and its best step is its advice.
+
+    That is ``recommended`` where the arm has acted on it: after going back the detector forgets what was undone.
+    """
     return {
         "verdict": diagnosis.verdict,
         "reason": f"no truth to judge by, so the detector's word: {'; '.join(diagnosis.reasons[:2])}",
         **_severity_fields(None),
         "smallest_detectable_nats": None,
         "onset_step": None if diagnosis.onset_step is None else int(diagnosis.onset_step),
-        "best_step": int(diagnosis.recommended_step),
+        "best_step": int(diagnosis.recommended_step) if recommended is None else recommended,
     }
 
 

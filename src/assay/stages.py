@@ -194,12 +194,14 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         kept=arm_folder / "kept",
     )
     runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
-    _keep_recommended(work, arm_folder, recorder.recommended_step())
+    recommended = recorder.recommended_step()
+    _keep_recommended(work, arm_folder, recommended)
     _write_diversity(work, arm_folder / "diversity.json", chosen, mixture, _embedder(models, work.student()))
     kept_step = state.step if state.stopped_at is None else state.stopped_at
     if (arm_folder / "kept").exists():
         runs.remove(arm_folder / "kept")
-    runs.write_json(arm_folder / "finished.json", {"step": state.step, "kept_step": kept_step})
+    finished = {"step": state.step, "kept_step": kept_step, "recommended_step": recommended}
+    runs.write_json(arm_folder / "finished.json", finished)
 
 
 def _embedder(models: Mapping[Writer, Teacher], student: PretrainedModel) -> PretrainedModel | Ensemble:
