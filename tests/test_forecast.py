@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from assay import evaluation, run_experiment, runs
+from assay.checkpoints import save_model
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict, with_policy
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
@@ -36,7 +37,6 @@ from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
 from assay.models.sizes import PUBLIC, size_of
 from assay.recipes.scales import SCALES
-from assay.training import save_model
 from assay.types import Batch, Prompt, Response
 from assay.workload import arm_work, num_evaluations, stage_one_work
 from test_experiment import small

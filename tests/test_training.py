@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from assay.checkpoints import FitState
 from assay.config import SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
-from assay.training import FitState, distillation_loss, fit, learning_rate_at, train_step
+from assay.training import distillation_loss, fit, learning_rate_at, train_step
 from assay.types import Batch, Dense, Prompt
 from tiny_models import gpt2
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from assay.checkpoints import save_model
 from assay.config import Experiment, ModelsConfig, TaskConfig, TrainingConfig
 from assay.data.sources import one_hot
 from assay.errors import AssayError
@@ -28,7 +29,7 @@ from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
 from assay.preconditions import check_models
-from assay.training import distillation_loss, save_model, train_step
+from assay.training import distillation_loss, train_step
 from assay.types import Batch, Dense, Prompt, Response
 from assay.workspace import Workspace
 from tiny_models import bart, cut, gemma2, gpt2, llama, qwen3, t5

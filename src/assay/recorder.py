@@ -11,6 +11,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from assay import runs
+from assay.checkpoints import FitState, save_model
 from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
@@ -19,7 +20,7 @@ from assay.evaluation import Evaluation, Probe, evaluation_steps
 from assay.judges import JudgeError
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
-from assay.training import FitState, learning_rate_at, save_model
+from assay.training import learning_rate_at
 from assay.types import Action, Progress
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from assay import runs
+from assay.checkpoints import save_model, save_tokenizer
 from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
 from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, present_pairs
 from assay.data.signal_store import SignalStore, tokenizer_digest
@@ -31,7 +32,7 @@ from assay.models.ensemble import Ensemble
 from assay.models.pretrained import PretrainedModel
 from assay.preconditions import check_models
 from assay.recorder import Recorder
-from assay.training import fit, save_model, save_tokenizer
+from assay.training import fit
 from assay.types import Progress, Prompt, Response, Writer
 from assay.workload import num_stored_signals
 from assay.workspace import Teacher, Workspace
