@@ -128,13 +128,13 @@ def test_interrupted_equals_uninterrupted(
     assert (ours.generated_tokens, ours.teacher_tokens) == (theirs.generated_tokens, theirs.teacher_tokens)
 
 
-def test_one_checkpoint_is_kept_and_from_pretrained_reads_it(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_from_pretrained_reads_them(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     student = gpt2(2)
     fit(student, mixture(), CONFIG, checkpoints=tmp_path)
-    (kept,) = tmp_path.iterdir()
-    assert kept.name == "step-00000009"
+    older, kept = sorted(tmp_path.iterdir())
+    assert (older.name, kept.name) == ("step-00000008", "step-00000009")
     read = CausalModel(AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32), "read")
     batch = Batch([(5, 2)], [(3, 4, 0)])
     assert torch.equal(read.log_probs(batch), student.log_probs(batch))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from assay import runs
 from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.pretrained import PretrainedModel
+
+_READ_AGAIN = ("model.safetensors", "training.safetensors", "training.json")
 
 
 class Stateful(Protocol):
@@ -51,7 +54,10 @@ class FitState:
 
 
 def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: Stateful, state: FitState) -> None:
-    """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained) and removes older ones."""
+    """Writes ``step-00000200`` (its step) atomically (weights readable by from_pretrained); keeps the two newest.
+
+    ``digests.json`` in it holds the SHA-256 of what is read again.
+    """
     tensors = {f"source.{key}": value for key, value in source.state().items()}
     tensors |= {f"learner.{key}": value for key, value in learner.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
@@ -63,21 +69,47 @@ def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: St
         save_model(learner.student, path)
         (path / "training.safetensors").write_bytes(save(tensors))
         (path / "training.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        digests = {name: _digest(path / name) for name in _READ_AGAIN}
+        (path / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
 
-    newest = folder / f"step-{state.step:08d}"
-    runs.write_atomically(newest, write)
-    for older in _checkpoints(folder):
-        if older != newest:
-            runs.remove(older)
+    runs.write_atomically(folder / f"step-{state.step:08d}", write)
+    for older in _checkpoints(folder)[: -runs.NUM_CHECKPOINTS]:
+        runs.remove(older)
 
 
-def load_newest_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: Stateful) -> FitState | None:
-    """Restores the newest checkpoint into learner, optimiser, source and RNG; None when there is none."""
-    found = _checkpoints(folder)
-    if not found:
-        return None
-    path = found[-1]
-    weights, tensors, progress = _read_checkpoint(path)
+def load_newest_checkpoint(
+    folder: Path,
+    learner: Learner,
+    optimizer: AdamW,
+    source: Stateful,
+    repaired: Callable[[str], None] = runs.say,
+) -> FitState | None:
+    """Restores the newest whole checkpoint into learner, optimiser, source and RNG; None when there is none.
+
+    A damaged one is removed and ``repaired`` is told: what was done since the one before is done again, to the same
+    end. Raises AssayError when one cannot be read at all, or is of another model.
+    """
+    for path in reversed(_checkpoints(folder)):
+        try:
+            weights, tensors, progress = _read_checkpoint(path)
+        except _DamagedError as error:
+            runs.remove(path)
+            left = _checkpoints(folder)
+            repaired(f"{str(path)!r} is damaged ({error}): removed; goes on from {left[-1].name if left else 'step 0'}")
+            continue
+        _take_up(path, weights, tensors, learner, optimizer, source)
+        return FitState(**progress)
+    return None
+
+
+def _take_up(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    learner: Learner,
+    optimizer: AdamW,
+    source: Stateful,
+) -> None:
     load_weights(learner.student, weights, path)
     learner.load_state({k.removeprefix("learner."): v for k, v in tensors.items() if k.startswith("learner.")})
     moments: dict[int, dict[str, Tensor]] = {}
@@ -89,29 +121,43 @@ def load_newest_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, sou
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     source.load_state({k.removeprefix("source."): v for k, v in tensors.items() if k.startswith("source.")})
     torch.set_rng_state(tensors["rng"])
-    return FitState(**progress)
 
 
 def load_weights(student: PretrainedModel, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Puts weights read from ``path`` into a model; AssayError when they are of another architecture."""
     found_keys = student.module.load_state_dict(weights, strict=False)
     if found_keys.unexpected_keys or set(found_keys.missing_keys) - _tied_keys(student):
         raise AssayError(f"checkpoint {str(path)!r} is of another architecture: choose another folder")
 
 
-def read_weights(path: Path, name: str = "model") -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model's folder; AssayError when they are missing or damaged."""
     try:
-        return load_file(path / f"{name}.safetensors")
+        return load_file(path / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise runs.damaged(path, error) from error
 
 
+class _DamagedError(Exception):
+    """A checkpoint is not what was written."""
+
+
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Weights, training tensors and progress; AssayError when any of them is missing or damaged."""
-    weights, tensors = read_weights(path), read_weights(path, "training")
-    progress = runs.read_json(path / "training.json")
-    if not isinstance(progress, dict) or progress.keys() != {f.name for f in fields(FitState)} or "rng" not in tensors:
-        raise runs.damaged(path / "training.json", ValueError("fields are missing"))
-    return weights, tensors, progress
+    """Weights, training tensors and progress. What may not be read, or not now, is no damage: AssayError."""
+    try:
+        with runs.readable_errors(path, "read"):
+            digests = json.loads((path / "digests.json").read_bytes())
+            for name in _READ_AGAIN:
+                if digests[name] != _digest(path / name):
+                    raise _DamagedError(f"{name} is not what was written")
+            progress = json.loads((path / "training.json").read_bytes())
+            if progress.keys() != {each.name for each in fields(FitState)}:
+                raise _DamagedError("training.json is of another version")
+            return load_file(path / "model.safetensors"), load_file(path / "training.safetensors"), progress
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{Path(error.filename).name} is missing") from error
+    except (ValueError, KeyError, TypeError) as error:  # no JSON, or of another shape
+        raise _DamagedError("digests.json is not what was written") from error
 
 
 def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -140,6 +186,14 @@ def _tied_keys(model: PretrainedModel) -> set[str]:
     """Weights that are another weight under a second name (some families tie a part whatever their config says)."""
     state, pairs = model.module.state_dict(), dict(model.module.all_tied_weights_keys)
     return {tied for tied, kept in pairs.items() if state[tied].data_ptr() == state[kept].data_ptr()}
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

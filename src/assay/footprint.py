@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from assay import runs
 from assay.config import ArmConfig, Experiment, TrainingConfig
 from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes
 from assay.models.sizes import ModelSize
@@ -162,7 +163,7 @@ def _layer(experiment: Experiment, size: ModelSize) -> int:
 
 
 def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
-    """Checkpoints of SFT and of every arm (newest, best, last, kept ones), tables of arms and run, the report.
+    """Checkpoints of SFT and of every arm (the two newest, best, last, kept ones), tables of arms and run, the report.
 
     With a signal store what every arm adds to it, as if it held nothing and no two arms shared anything.
     """
@@ -178,7 +179,8 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         number = experiment.models.num_teachers if role == "teacher" else 1
         total += number * (weights + TOKENIZER_BYTES * sizes[role].vocab_size)
         if sft_steps(experiment, role):
-            total += number * (3 * weights + experiment.stage_one.num_oracle_prompts * state_row)
+            state = 3 * weights + experiment.stage_one.num_oracle_prompts * state_row
+            total += number * runs.NUM_CHECKPOINTS * state
     num_oracle_prompts = experiment.stage_one.num_oracle_prompts if experiment.models.oracle is not None else 0
     num_responses = num_oracle_prompts + 4 * probe.num_prompts
     evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
@@ -192,10 +194,11 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
             num_pairs(experiment, source) if source.is_replay else count
             for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
         )
+        checkpoint = (3 + _has_learner(experiment.distillation.training)) * weights + stored * state_row
         total += (
-            (5 + _has_learner(experiment.distillation.training) + _num_kept(experiment, arm)) * weights
+            (2 + _num_kept(experiment, arm)) * weights
+            + runs.NUM_CHECKPOINTS * checkpoint
             + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size
-            + stored * state_row
         )
         total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown

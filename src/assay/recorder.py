@@ -30,10 +30,10 @@ class Recorder:
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
     likely, and without references the one that the detector recommends at the end (the last one where the teacher
-    gives text only, which the detector cannot judge). A resumed arm drops what it had
-    recorded beyond its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on
-    the records up to it, without golden; ``action`` what the arm's policy made of it. While a student may be gone back
-    to, ``kept`` holds that of every evaluation.
+    gives text only, which the detector cannot judge). A resumed arm drops what it had recorded beyond its last
+    checkpoint, which it will repeat; ``repaired`` is told of a torn log. ``detector_score`` in a record is the
+    detector's word on the records up to it, without golden; ``action`` what the arm's policy made of it. While a
+    student may be gone back to, ``kept`` holds that of every evaluation.
     """
 
     def __init__(
@@ -45,9 +45,11 @@ class Recorder:
         mixture: Mixture,
         tokenizer: PreTrainedTokenizerBase,
         report: Callable[[Progress], None],
+        repaired: Callable[[str], None] = runs.say,
     ) -> None:
         self.experiment, self.arm, self.folder = experiment, arm.name, folder
         self.probe, self.mixture, self.tokenizer, self.report = probe, mixture, tokenizer, report
+        self.repaired = repaired
         self.training = experiment.distillation.training
         self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
         self.log = folder / "metrics.jsonl"
@@ -91,6 +93,7 @@ class Recorder:
             undone = record.get("action") is not None and record["step"] not in state.action_steps
             return record["step"] < state.step or (record["step"] == state.step and not undone)
 
+        runs.repair_log(self.log, self.repaired)
         runs.keep_records(self.log, is_past)
         records = runs.read_records(self.log)
         for record in records:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from assay import runs
 from assay.buckets import lists_all, on_same_buckets
 from assay.checkpoints import FitState, Stateful, load_newest_checkpoint, load_weights, read_weights, save_checkpoint
 from assay.config import TrainingConfig
@@ -22,7 +23,7 @@ from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.types import Action, Batch, Sample, TopK
+from assay.types import Action, Batch, Sample, TopK, Writer
 
 
 class Source(Stateful, Protocol):
@@ -34,6 +35,10 @@ class Source(Stateful, Protocol):
 
     def carry_out(self, action: Action) -> None:
         """What an action changes about the batches to come."""
+        ...
+
+    def last_rows(self) -> Sequence[tuple[Writer, str]]:
+        """Who wrote each response of the last batch, and to which prompt (its id)."""
         ...
 
 
@@ -98,7 +103,12 @@ def learning_rate_at(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * factor[config.schedule]
 
 
-_ADVICE = "lower the learning rate, or look at the responses of that batch; the last checkpoint is kept"
+FAILED_BATCH = "failed_batch.json"
+"""In the folder of checkpoints: the rows of the batch whose loss or gradient was not finite."""
+
+
+class NotFiniteError(AssayError):
+    """A loss or a gradient is NaN or infinite; no weight has changed."""
 
 
 def train_step(
@@ -109,7 +119,7 @@ def train_step(
     config: TrainingConfig,
     start: LanguageModel | None = None,
 ) -> float:
-    """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
+    """One optimiser step; returns the loss in nats per response token. Raises NotFiniteError if it is not finite."""
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -120,10 +130,10 @@ def train_step(
         loss.backward()
         total += loss.item()
     if not math.isfinite(total):
-        raise AssayError(f"the loss is {total} at step {step}: {_ADVICE}")
+        raise NotFiniteError(f"the loss is {total} at step {step}")
     norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
     if not math.isfinite(norm):
-        raise AssayError(f"the gradient's norm is {norm} at step {step}: {_ADVICE}")
+        raise NotFiniteError(f"the gradient's norm is {norm} at step {step}")
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, config)
     optimizer.step()
@@ -138,6 +148,7 @@ def fit(
     before_step: Callable[[FitState], Action | None] | None = None,
     checkpoints: Path | None = None,
     kept: Path | None = None,
+    repaired: Callable[[str], None] = runs.say,
 ) -> FitState:
     """Trains for ``config.num_steps`` steps; with ``checkpoints`` it resumes from the newest one there.
 
@@ -146,6 +157,8 @@ def fit(
     go back to are in ``kept``, by their steps. A resumed loop gives the same weights as an uninterrupted one.
     ``student`` is what is evaluated and saved; the optimiser moves, and ``source`` is given, the learner's model,
     which is the same one unless weights are averaged or low-rank updates trained (``models.averaging.Learner``).
+    ``repaired`` is told of a damaged checkpoint that it does without. Raises AssayError when the loss or the gradient
+    is not finite: the sentence says of which batch, ``FAILED_BATCH`` lists its rows, and checkpoints stay as they are.
     """
     start = copy.deepcopy(student) if config.anchor_weight > 0 else None  # before a checkpoint is loaded
     learner = Learner(student, config)
@@ -157,7 +170,8 @@ def fit(
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
-        state = load_newest_checkpoint(checkpoints, learner, optimizer, source) or state
+        (checkpoints / FAILED_BATCH).unlink(missing_ok=True)
+        state = load_newest_checkpoint(checkpoints, learner, optimizer, source, repaired) or state
     learner.model.module.train()
     while True:
         action = before_step(state) if before_step is not None and state.stopped_at is None else None
@@ -169,7 +183,10 @@ def fit(
             break
         batch = source.batch(state.step, learner.model)
         started = time.perf_counter()
-        state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
+        try:
+            state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
+        except NotFiniteError as error:
+            raise AssayError(f"{error}, {_blame(source, state.step, checkpoints)}") from error
         learner.follow()
         state.seconds["student"] += time.perf_counter() - started
         state.step += 1
@@ -178,6 +195,21 @@ def fit(
             save_checkpoint(checkpoints, learner, optimizer, source, state)
     learner.model.module.eval()
     return state
+
+
+def _blame(source: Source, step: int, checkpoints: Path | None) -> str:
+    """Which batch it was and what to do; all its rows go into ``FAILED_BATCH``."""
+    rows = [{"writer": writer, "prompt_id": prompt_id} for writer, prompt_id in source.last_rows()]
+    writers = " and ".join(dict.fromkeys(row["writer"] for row in rows))
+    shown = ", ".join([*dict.fromkeys(row["prompt_id"] for row in rows)][:3])
+    text = f"in a batch of {len(rows)} responses of the {writers} (to the prompts {shown}"
+    if checkpoints is None:
+        return f"{text}, …): lower the learning rate, or look at those responses"
+    runs.write_json(checkpoints / FAILED_BATCH, {"step": step, "rows": rows})
+    return (
+        f"{text}, …; all in {str(checkpoints / FAILED_BATCH)!r}): lower the learning rate, or look at those "
+        "responses; the last checkpoint is kept"
+    )
 
 
 def carry_out(

@@ -104,6 +104,7 @@ class ResponseSource:
         self._stored: dict[int, _Stored] = {}
         self._order: tuple[int, np.ndarray] | None = None
         self.rows_drawn = 0
+        self._last_pairs: list[int] = []
         self._num_additions = 0
         self._rows_before, self._epochs_before = 0, 0.0  # when completions were last added
 
@@ -145,7 +146,12 @@ class ResponseSource:
             self._stored[pair].num_draws += 1
             self._stored[pair].num_uses += 1
         self.rows_drawn += num_rows
+        self._last_pairs = pairs
         return self._batch(pairs)
+
+    def last_rows(self) -> list[tuple[Writer, str]]:
+        """Who wrote each response of the last draw, and to which prompt (its id)."""
+        return [(self.config.writer, self._prompt_of(pair).id) for pair in self._last_pairs]
 
     def stored_pairs(self, num_pairs: int) -> tuple[list[Prompt], list[Response]]:
         """The first ``num_pairs`` pairs with their present responses, written now where there is none yet.
@@ -322,6 +328,7 @@ class Mixture:
         self._has_reserve = fresh is not None
         self._shares = [source.config.weight / total for source in sources] + [0.0] * self._has_reserve
         self._rows_before = [0] * len(self.sources)  # when the shares were last changed
+        self._last_sources: list[ResponseSource] = []
 
     @property
     def epoch(self) -> float:
@@ -371,6 +378,7 @@ class Mixture:
     def batch(self, step: int, student: LanguageModel) -> Batch:
         """The batch of optimiser step ``step``: a function of the state, the step and the student's weights."""
         rows = self._rows_per_source()
+        self._last_sources = [source for source, num_rows in zip(self.sources, rows, strict=True) if num_rows]
         parts = [
             source.draw(num_rows, step, student)
             for source, num_rows in zip(self.sources, rows, strict=True)
@@ -383,6 +391,10 @@ class Mixture:
             [ids for part in parts for ids in part.response_ids],
             concatenated([part.signal for part in parts]),
         )
+
+    def last_rows(self) -> list[tuple[Writer, str]]:
+        """Who wrote each response of the last batch, and to which prompt (its id)."""
+        return [row for source in self._last_sources for row in source.last_rows()]
 
     def state(self) -> dict[str, Tensor]:
         """The states of all sources, prefixed with their position, and their shares."""
