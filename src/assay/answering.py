@@ -56,7 +56,8 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     with runs.locked(out.parent, lock, "--out (this one is being written)"):
         runs.remove_leftovers_of(out)
         _write(prompts, out, asked, column)
-        (out.parent / lock).unlink()
+        with runs.readable_errors(out, "write"):
+            (out.parent / lock).unlink()
     return out
 
 

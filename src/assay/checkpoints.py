@@ -144,20 +144,20 @@ class _DamagedError(Exception):
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Weights, training tensors and progress. What may not be read, or not now, is no damage: AssayError."""
-    try:
-        with runs.readable_errors(path, "read"):
+    with runs.readable_errors(path, "read"):
+        try:
             digests = json.loads((path / "digests.json").read_bytes())
             for name in _READ_AGAIN:
                 if digests[name] != _digest(path / name):
                     raise _DamagedError(f"{name} is not what was written")
             progress = json.loads((path / "training.json").read_bytes())
-            if progress.keys() != {each.name for each in fields(FitState)}:
-                raise _DamagedError("training.json is of another version")
-            return load_file(path / "model.safetensors"), load_file(path / "training.safetensors"), progress
-    except FileNotFoundError as error:
-        raise _DamagedError(f"{Path(error.filename).name} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:  # no JSON, or of another shape
-        raise _DamagedError("digests.json is not what was written") from error
+        except FileNotFoundError as error:
+            raise _DamagedError(f"{Path(error.filename).name} is missing") from error
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, or of another shape
+            raise _DamagedError("digests.json is not what was written") from error
+        if progress.keys() != {each.name for each in fields(FitState)}:
+            raise _DamagedError("training.json is of another version")
+        return load_file(path / "model.safetensors"), load_file(path / "training.safetensors"), progress
 
 
 def save_model(model: PretrainedModel, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

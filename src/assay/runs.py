@@ -104,7 +104,8 @@ def remove_leftovers_of(path: Path) -> None:
 
 
 def _remove_leftover(path: Path) -> None:
-    if re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}", path.name) and path.is_dir():
+    is_ours = re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}", path.name) is not None
+    if is_ours and path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
 
 

@@ -170,7 +170,8 @@ def fit(
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
-        (checkpoints / FAILED_BATCH).unlink(missing_ok=True)
+        with runs.readable_errors(checkpoints, "write in"):
+            (checkpoints / FAILED_BATCH).unlink(missing_ok=True)
         state = load_newest_checkpoint(checkpoints, learner, optimizer, source, repaired) or state
     learner.model.module.train()
     while True:
