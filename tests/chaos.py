@@ -90,21 +90,21 @@ def scenarios(url: str) -> list[Scenario]:
     asked = ["--server", url, "--number", "2", "--concurrency", "2"]
     sweep = ["--axes", "distillation.training.divergence=forward_kl,reverse_kl", "--runs", "runs"]
     return [
-        Scenario("run", run, place_of_run, 12, 6, {"config.json": _text(controlled())}),
-        Scenario("distill", run, place_of_run, 8, 4, {"config.json": _text(without_oracle())}),
+        Scenario("run", run, place_of_run, 12, 6, {"config.json": text_of(controlled())}),
+        Scenario("distill", run, place_of_run, 8, 4, {"config.json": text_of(without_oracle())}),
         Scenario(
             "policy",
             [str(Path(__file__).with_name("alarmed.py")), *run[2:]],
             place_of_run,
             *(8, 4),
-            {"config.json": _text(with_policies())},
+            {"config.json": text_of(with_policies())},
         ),
         Scenario(
             "sweep",
             ["-m", "assay", "sweep", "config.json", *sweep],
             place_of_sweep,
             *(4, 4),
-            {"config.json": _text(dataclasses.replace(controlled(), arms=controlled().arms[:1]))},
+            {"config.json": text_of(dataclasses.replace(controlled(), arms=controlled().arms[:1]))},
         ),
         Scenario(
             "answers",
@@ -146,7 +146,8 @@ def with_policies() -> Experiment:
     return dataclasses.replace(controlled(num_steps=16), arms=arms, probe=probe)
 
 
-def _text(experiment: Experiment) -> str:
+def text_of(experiment: Experiment) -> str:
+    """An experiment as a config file."""
     return json.dumps(to_dict(experiment))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from assay import runs
 from assay.answering import Asked, write_answers
 from assay.config import ServerConfig
 from assay.data.user_rows import read_rows
@@ -157,3 +158,14 @@ def test_what_cannot_be_asked_is_refused(api: ChatApi, prompts: Path) -> None:
     api.models = ["one", "two"]
     with pytest.raises(AssayError, match=r"serves 2 models \(one, two\)"):
         write_answers(prompts, prompts.with_name("out.jsonl"), asked(api))
+
+
+def test_a_second_process_on_the_same_answers_is_refused(api: ChatApi, prompts: Path, tmp_path: Path) -> None:
+    with (
+        runs.locked(tmp_path, ".answers.jsonl.lock"),
+        pytest.raises(AssayError, match=r"another process is working in .*choose another --out"),
+    ):
+        write_answers(prompts, tmp_path / "answers.jsonl", asked(api))
+    assert api.requests == []
+    write_answers(prompts, tmp_path / "other.jsonl", asked(api))
+    assert sorted(path.name for path in tmp_path.iterdir() if path != prompts) == [".answers.jsonl.lock", "other.jsonl"]
