@@ -384,6 +384,15 @@ def test_a_torn_line_is_cut_off_and_said(tmp_path: Path) -> None:
     assert f"the last line of {str(log)!r} was torn (22 bytes, no end)" in sentence
     runs.append_record(log, {"step": 2})
     assert runs.read_records(log) == [*records, {"step": 2}]
+    with log.open("ab") as file:
+        file.write(bytes(50))  # room that a power failure has left
+    runs.repair_log(log, said.append)
+    assert len(said) == 2
+    assert runs.read_records(log) == [*records, {"step": 2}]
+    with log.open("ab") as file:
+        file.write(b"nothing of ours")
+    with pytest.raises(AssayError, match="a line is no record"):
+        runs.repair_log(log, said.append)
 
 
 def test_a_repair_is_said_on_stderr_and_in_the_runs_own_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

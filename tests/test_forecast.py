@@ -272,7 +272,7 @@ def test_cures_cost_what_they_add() -> None:
     assert averaged.flops == low_rank.flops == before.flops
     for found in (anchored, averaged, low_rank):
         assert found.memory_bytes == before.memory_bytes + 4 * size.num_parameters
-    assert averaged.disk_bytes == before.disk_bytes + 3 * 4 * size.num_parameters
+    assert averaged.disk_bytes == before.disk_bytes + 3 * runs.NUM_CHECKPOINTS * 4 * size.num_parameters
     replay, offline = (
         forecast(dataclasses.replace(base, arms=(arm,)))
         for arm in (

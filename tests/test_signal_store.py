@@ -316,7 +316,7 @@ flush = runs._flush
 def killed(path):
     global calls
     calls += path.name == "signals.safetensors"
-    if calls == kill_at:
+    if 0 < calls == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
     flush(path)
 

@@ -83,11 +83,12 @@ def measured_flops_per_second(manifest_paths: Iterable[Path]) -> float | None:
     for path in manifest_paths:
         try:
             manifest = runs.read_json(path)
-            experiment = from_dict(manifest["config"]) if provenance.is_manifest(manifest) else None
+            if not provenance.is_manifest(manifest) or manifest["status"] != "finished":
+                continue
+            experiment = from_dict(manifest["config"])
         except AssayError:  # damaged, or of another version: no measurement
             continue
-        is_like = experiment is not None and manifest["hardware"]["processor"] == provenance.processor()
-        if not is_like or manifest["status"] != "finished":
+        if manifest["hardware"]["processor"] != provenance.processor():
             continue
         found = forecast(experiment)
         if found.flops is not None and not manifest.get("copied"):

@@ -82,16 +82,17 @@ def put_in_order(folder: Path) -> None:
 
 
 def put_in_order_if_alone(folder: Path) -> BinaryIO:
-    """The same for a folder that processes share without a lock, unless one of them is there; hold on to the result."""
+    """The same for a folder that processes share, if no other one is there: each holds on to the result while it is.
+
+    For a process that has not begun to write: whoever is alone clears up, and those who come meanwhile wait for it.
+    """
     with readable_errors(folder, "write in"):
         file = (folder / LOCK).open("ab")
-    try:
+    with suppress(OSError):  # others are there, or this file system has no locks: then nothing is taken away
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         put_in_order(folder)
+    with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
-    except OSError:  # another is there, or this file system cannot tell: then nothing is taken away
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return file
 
 
@@ -222,27 +223,33 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        *lines, torn = path.read_bytes().split(b"\n")
         records = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
-    if not all(isinstance(record, dict) for record in records):
+    # the beginning of a record, or, after a power failure, room for one
+    if not all(isinstance(record, dict) for record in records) or not (torn.startswith(b"{") or not torn.strip(b"\0")):
         raise damaged(path, ValueError("a line is no record"))
     return records
 
 
 def repair_log(path: Path, said: Callable[[str], None]) -> None:
-    """Cuts off a torn last line, and says so: a process was killed, or the disk was full, while it was written."""
+    """Cuts off a torn last line, and says so: a process was killed, or the disk was full, while it was written.
+
+    Raises AssayError when anything else is wrong with the log.
+    """
+    read_records(path)
     if not path.exists():
         return
-    with readable_errors(path, "read"):
-        content = path.read_bytes()
-    torn = len(content) - (content.rfind(b"\n") + 1)
-    if torn:
-        with readable_errors(path, "write"), path.open("r+b") as file:
-            file.truncate(len(content) - torn)
-            os.fsync(file.fileno())
-        said(f"the last line of {str(path)!r} was torn ({torn} bytes, no end): cut off; its record is made again")
+    with readable_errors(path, "write"), path.open("r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end == len(content):
+            return
+        file.truncate(end)
+        os.fsync(file.fileno())
+    torn = len(content) - end
+    said(f"the last line of {str(path)!r} was torn ({torn} bytes, no end): cut off; its record is made again")
 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

@@ -75,8 +75,9 @@ class SignalStore(CachedLogProbs):
         self._places: dict[str, Path] = {}  # the shard that holds an address
         self._digests: dict[Path, str | None] = {}  # of the shards seen so far
         self._verified: set[Path] = set()
+        runs.prepare_folder(self.folder)
+        self._lock = runs.put_in_order_if_alone(self.folder)  # before anything is written
         _write_or_compare(self.folder / "key.json", key)
-        self._lock = runs.put_in_order_if_alone(self.folder)
 
     def take(self, batch: Batch) -> list[Kept | None]:
         """What the store holds of each sequence; None where that is nothing."""
