@@ -6,7 +6,14 @@ SAMPLING_BATCH_SIZE = 256
 SCORING_BATCH_SIZE = 64
 
 MOST_LOG_PROBS = 2**28
-"""Log-probabilities of a model that a probe beside another trainer holds at a time: 1 GB in float32."""
+"""Response tokens times vocabulary of the sequences that a probe beside another trainer reads at a time.
+
+Log-probabilities are made in chunks: this bounds the activations of the large models that have large vocabularies.
+"""
+
+LOG_PROBS_AT_ONCE = 2**24
+"""Log-probabilities of a model that a loss or a score makes at a time: 64 MB in float32, some ten times the caches of a
+core, so that longer arrays gain nothing, and few enough for the smallest machine."""
 
 DENSE_VOCABULARY_LIMIT = 4096
 """Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
@@ -23,3 +30,8 @@ def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: in
     """
     exact = vocab_size if vocab_size <= DENSE_VOCABULARY_LIMIT else hidden_size
     return 4 * num_tokens * (exact if top_k is None else 2 * min(top_k, vocab_size) + 1)
+
+
+def tokens_at_once(vocab_size: int) -> int:
+    """Response tokens whose log-probabilities are there together: thousands for a small vocabulary, at least one."""
+    return max(1, LOG_PROBS_AT_ONCE // vocab_size)
