@@ -250,6 +250,7 @@ def loss_and_gradient(
 
 
 def in_chunks_of(tokens: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least 2 tokens, an eighth of the width of the tiny models."""
     monkeypatch.setattr(batching, "LOG_PROBS_AT_ONCE", tokens * vocab_size)
 
 
@@ -274,7 +275,7 @@ def test_chunks_change_no_loss_of_a_model(family: str, option: str, monkeypatch:
     signal = says(kind, make(1))
     law = signal if isinstance(signal, Sample) else resolved(signal)
     value, gradient = loss_and_gradient(make(2), Batch(PROMPTS, RESPONSES, law), config, start)
-    for tokens in (1, 4):
+    for tokens in (2, 7):
         in_chunks_of(tokens, VOCAB_SIZE, monkeypatch)
         found, its_gradient = loss_and_gradient(make(2), Batch(PROMPTS, RESPONSES, signal), config, start)
         assert found == pytest.approx(value, rel=1e-5)
@@ -432,6 +433,14 @@ def test_text_and_teacher_stand_in_one_batch_of_a_large_vocabulary(monkeypatch: 
 # --- memory
 
 
+def test_a_chunk_is_as_large_as_what_is_there_anyway() -> None:
+    """24 MB, and no fewer rows than make the head's gradient as large as some eight arrays of a chunk."""
+    assert batching.tokens_at_once(1024) == 6144
+    assert batching.tokens_at_once(151_936) == batching.tokens_at_once(151_936, 64) == 41
+    assert batching.tokens_at_once(151_936, 4096) == 512
+    assert batching.tokens_at_once(10**8) == 1
+
+
 class Largest(TorchDispatchMode):
     """The bytes of the largest tensor that any operation has made."""
 
@@ -498,8 +507,8 @@ def test_the_probe_makes_none(walker: str, small_chunks: int) -> None:
         in_chunks_of(1000, LARGE, patch)
         whole, its_company = frozen.against(student)
         assert frozen.of_the_walker().keys() <= {"teacher_entropy_nats_per_token", "captured_mass"}
-    assert values.value_nats == pytest.approx(whole.value_nats, rel=1e-5)
-    assert company == pytest.approx(its_company, rel=1e-5)
+    assert values.value_nats == pytest.approx(whole.value_nats, rel=1e-4)
+    assert company == {name: None if v is None else pytest.approx(v, rel=1e-5) for name, v in its_company.items()}
 
 
 def test_a_linear_head_of_torch_can_be_called_alone() -> None:

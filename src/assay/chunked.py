@@ -61,14 +61,16 @@ class _SummedOverChunks(torch.autograd.Function):
         trained = [weight for weight, is_trained in zip(weights, are_trained, strict=True) if is_trained]
         hidden_grad_NH = torch.empty_like(hidden_NH) if trains_hidden else None
         grads = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in trained]
-        loss_parts = []
+        loss_N = None
         for tokens in chunks(len(hidden_NH), tokens_at_once):
             part_nH = hidden_NH[tokens].detach().requires_grad_(trains_hidden)
             asked = [part_nH, *trained] if trains_hidden else trained
             with torch.set_grad_enabled(len(asked) > 0):
                 loss_n = losses(head(part_nH), tokens)
                 total = loss_n.sum()
-            loss_parts.append(loss_n.detach())
+            if loss_N is None:  # one array: small ones that stay, between large ones that go, scatter the heap
+                loss_N = loss_n.new_empty(len(hidden_NH))
+            loss_N[tokens] = loss_n.detach()
             found = list(torch.autograd.grad(total, asked, materialize_grads=True)) if asked else []
             if hidden_grad_NH is not None:
                 hidden_grad_NH[tokens] = found.pop(0)
@@ -76,7 +78,8 @@ class _SummedOverChunks(torch.autograd.Function):
                 grad += part
         ctx.are_trained, ctx.dtypes = are_trained, [weight.dtype for weight in trained]
         ctx.save_for_backward(hidden_grad_NH, *grads)
-        return torch.cat(loss_parts).sum()
+        assert loss_N is not None
+        return loss_N.sum()
 
     @staticmethod
     @once_differentiable

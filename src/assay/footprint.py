@@ -140,7 +140,7 @@ def _training_step(experiment: Experiment, size: ModelSize, num_rows: int) -> in
 
 def loss_bytes(num_tokens: int, size: ModelSize) -> int:
     """The tensors of a chunk; where there are several, the head's gradient too, of the chunk and of all before it."""
-    at_once = tokens_at_once(size.vocab_size)
+    at_once = tokens_at_once(size.vocab_size, size.hidden_size)
     gradients = 2 * size.hidden_size if num_tokens > at_once else 0
     return (LOSS_COPIES * min(num_tokens, at_once) + gradients) * size.vocab_size * FLOAT_BYTES
 

@@ -88,7 +88,7 @@ def distillation_loss(
             log_s_NV = start.head(start_NH[tokens])
         return loss_N + config.anchor_weight * reverse_kl(log_s_NV, log_q_NV)
 
-    at_once = tokens_at_once(student.vocab_size)
+    at_once = tokens_at_once(student.vocab_size, hidden_NH.shape[-1])
     return summed_over_chunks(hidden_NH, student.head, student.head_weights, losses, at_once)
 
 

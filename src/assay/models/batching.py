@@ -11,9 +11,12 @@ MOST_LOG_PROBS = 2**28
 Log-probabilities are made in chunks: this bounds the activations of the large models that have large vocabularies.
 """
 
-LOG_PROBS_AT_ONCE = 2**24
-"""Log-probabilities of a model that a loss or a score makes at a time: 64 MB in float32, some ten times the caches of a
-core, so that longer arrays gain nothing, and few enough for the smallest machine."""
+LOG_PROBS_AT_ONCE = 6 * 2**20
+"""Log-probabilities of a model that a loss or a score makes at a time: 24 MB in float32.
+
+An array of 32 MB or more goes back to the system when it is freed, and the next one is taken anew page by page, which
+takes a processor as long again as the loss itself. Arrays much smaller than that run the head on few rows.
+"""
 
 DENSE_VOCABULARY_LIMIT = 4096
 """Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
@@ -32,6 +35,10 @@ def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: in
     return 4 * num_tokens * (exact if top_k is None else 2 * min(top_k, vocab_size) + 1)
 
 
-def tokens_at_once(vocab_size: int) -> int:
-    """Response tokens whose log-probabilities are there together: thousands for a small vocabulary, at least one."""
-    return max(1, LOG_PROBS_AT_ONCE // vocab_size)
+def tokens_at_once(vocab_size: int, hidden_size: int = 0) -> int:
+    """Response tokens whose log-probabilities are there together: thousands for a small vocabulary, at least one.
+
+    Where the head is trained, ``hidden_size`` is given: its gradient [V, H] is there anyway, and some eight arrays of
+    H / 8 tokens take no more, while fewer tokens would spend their time on adding such gradients up.
+    """
+    return max(1, LOG_PROBS_AT_ONCE // vocab_size, hidden_size // 8)
