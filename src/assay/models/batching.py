@@ -38,7 +38,8 @@ def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: in
 def tokens_at_once(vocab_size: int, hidden_size: int = 0) -> int:
     """Response tokens whose log-probabilities are there together: thousands for a small vocabulary, at least one.
 
-    Where the head is trained, ``hidden_size`` is given: its gradient [V, H] is there anyway, and some eight arrays of
-    H / 8 tokens take no more, while fewer tokens would spend their time on adding such gradients up.
+    Where the head is trained, ``hidden_size`` is given: every chunk then makes a gradient [V, H] to be added up, which
+    is there twice. Some eight arrays of H / 4 tokens take no more than these two, and 128 tokens are enough for the
+    head's products to take far longer than the additions.
     """
-    return max(1, LOG_PROBS_AT_ONCE // vocab_size, hidden_size // 8)
+    return max(1, LOG_PROBS_AT_ONCE // vocab_size, min(hidden_size // 4, 128))
