@@ -219,7 +219,8 @@ def test_listed_tokens_and_a_store_are_forecast() -> None:
         for v in ({}, {"teacher_top_k": 8})
     )
     remembered = 64 + 32 + 4096  # held-out prompts, the train proxy's pairs, those trained on
-    assert memory - of_lists == remembered * 24 * (4 * 512 - 68)
+    in_a_step = 2 * experiment.distillation.training.batch_size
+    assert memory - of_lists == (remembered + in_a_step) * 24 * (4 * 512 - 68)
     assert listed.memory_bytes < before.memory_bytes  # type: ignore[operator]
     assert (listed.disk_bytes, listed.arms) == (before.disk_bytes, before.arms)
     both = forecast(changed(teacher_top_k=8, signal_store="store"))

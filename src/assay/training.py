@@ -15,15 +15,17 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from assay import runs
-from assay.buckets import lists_all, on_same_buckets
+from assay.buckets import lists_all, on_same_buckets, resolved
 from assay.checkpoints import FitState, Stateful, load_newest_checkpoint, load_weights, read_weights, save_checkpoint
+from assay.chunked import summed_over_chunks
 from assay.config import TrainingConfig
 from assay.divergences import DIVERGENCES, divergence, hard_labels, reverse_kl
 from assay.errors import AssayError
 from assay.models.averaging import Learner
+from assay.models.batching import tokens_at_once
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.types import Action, Batch, Sample, TopK, Writer
+from assay.types import Action, Batch, Sample, TeacherSignal, TopK, Writer
 
 
 class Source(Stateful, Protocol):
@@ -43,7 +45,7 @@ class Source(Stateful, Protocol):
 
 
 def distillation_loss(
-    student: LanguageModel, batch: Batch, config: TrainingConfig, start: LanguageModel | None = None
+    student: PretrainedModel, batch: Batch, config: TrainingConfig, start: LanguageModel | None = None
 ) -> Tensor:
     """Σ over response tokens of D(p, q) + λ KL(q‖s), in nats: p the teacher's next-token law, q the student's.
 
@@ -53,45 +55,58 @@ def distillation_loss(
     always at temperature 1, is there when ``start``, the model s, is given. With w = ``hard_label_weight`` the
     teacher's term is (1 − w) D(p, q) + w (−log q(token)), the labels at temperature 1 too.
     Of a teacher that lists its most probable tokens D is a lower bound: that of the two laws on the listed tokens and
-    all others as one bucket. Raises AssayError when the divergence needs a distribution and the batch has none, or a
-    temperature the whole law where a part is listed.
+    all others as one bucket. Laws are made a few response tokens at a time (``assay.chunked``): of a large
+    vocabulary no [N, V] array is ever there. Raises AssayError when the divergence needs a distribution and the batch
+    has none, or a temperature the whole law where a part is listed.
     """
-    log_q_NV = student.log_probs(batch)
-    total = _from_teacher(log_q_NV, batch, config)
-    if config.hard_label_weight > 0:
-        labels = hard_labels(log_q_NV, _token_ids(batch, log_q_NV)).sum()
-        total = (1 - config.hard_label_weight) * total + config.hard_label_weight * labels
-    if start is None:
-        return total
-    with torch.no_grad(), start.evaluating():
-        log_s_NV = start.log_probs(batch)
-    return total + config.anchor_weight * reverse_kl(log_s_NV, log_q_NV).sum()
-
-
-def _from_teacher(log_q_NV: Tensor, batch: Batch, config: TrainingConfig) -> Tensor:
-    loss = divergence(config.divergence, **config.divergence_parameters)
-    if DIVERGENCES[config.divergence].needs == "tokens":
-        return loss(log_q_NV, _token_ids(batch, log_q_NV)).sum()
-    signal = batch.signal
-    if isinstance(signal, Sample):
+    if DIVERGENCES[config.divergence].needs == "distribution" and isinstance(batch.signal, Sample):
         raise AssayError(
             f"divergence {config.divergence!r} needs the teacher's distribution at {batch.num_tokens} tokens, "
             "but the batch has text only: use hard_labels"
         )
-    log_p, log_q = on_same_buckets(signal, log_q_NV)
+    hidden_NH = student.hidden(batch)
+    token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids])
+    start_NH = None
+    if start is not None:
+        with torch.no_grad(), start.evaluating():
+            start_NH = start.hidden(batch)
+
+    def losses(log_q_NV: Tensor, tokens: slice) -> Tensor:
+        loss_N = _losses(log_q_NV, batch.signal.at(tokens), token_ids_N[tokens].to(log_q_NV.device), config)
+        if start is None or start_NH is None:
+            return loss_N
+        with torch.no_grad(), start.evaluating():
+            log_s_NV = start.head(start_NH[tokens])
+        return loss_N + config.anchor_weight * reverse_kl(log_s_NV, log_q_NV)
+
+    at_once = tokens_at_once(student.vocab_size, hidden_NH.shape[-1])
+    return summed_over_chunks(hidden_NH, student.head, student.head_weights, losses, at_once)
+
+
+def _losses(log_q_NV: Tensor, signal: TeacherSignal, token_ids_N: Tensor, config: TrainingConfig) -> Tensor:
+    """What the teacher says of these response tokens, each with its loss in nats."""
+    loss_N = _from_teacher(log_q_NV, signal, token_ids_N, config)
+    if config.hard_label_weight == 0:
+        return loss_N
+    return (1 - config.hard_label_weight) * loss_N + config.hard_label_weight * hard_labels(log_q_NV, token_ids_N)
+
+
+def _from_teacher(log_q_NV: Tensor, signal: TeacherSignal, token_ids_N: Tensor, config: TrainingConfig) -> Tensor:
+    loss = divergence(config.divergence, **config.divergence_parameters)
+    if DIVERGENCES[config.divergence].needs == "tokens":
+        return loss(log_q_NV, token_ids_N)
+    assert not isinstance(signal, Sample)
+    law = resolved(signal, log_q_NV.device)
+    log_p, log_q = on_same_buckets(law, log_q_NV)
     if config.softmax_temperature != 1.0:
-        if isinstance(signal, TopK) and not lists_all(signal, log_q_NV.shape[-1]):
+        if isinstance(law, TopK) and not lists_all(law, log_q_NV.shape[-1]):
             raise AssayError(
                 f"softmax_temperature {config.softmax_temperature:g} needs the teacher's whole law, but it lists "
-                f"{signal.token_ids_NK.shape[1]} of {log_q_NV.shape[-1]} tokens: set it to 1"
+                f"{law.token_ids_NK.shape[1]} of {log_q_NV.shape[-1]} tokens: set it to 1"
             )
         log_p = (log_p / config.softmax_temperature).log_softmax(dim=-1)
         log_q = (log_q / config.softmax_temperature).log_softmax(dim=-1)
-    return loss(log_p, log_q).sum()
-
-
-def _token_ids(batch: Batch, log_q_NV: Tensor) -> Tensor:
-    return torch.tensor([t for ids in batch.response_ids for t in ids], device=log_q_NV.device)
+    return loss(log_p, log_q)
 
 
 def learning_rate_at(step: int, config: TrainingConfig) -> float:

@@ -20,7 +20,7 @@ from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs, Kept
 from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
-from assay.types import Action, Batch, Dense, Prompt, Response, TopK, Writer
+from assay.types import Action, Batch, Dense, Prompt, Response, States, TopK, Writer
 
 
 @dataclass
@@ -275,7 +275,7 @@ class ResponseSource:
         if self._cache is None:
             return batch
         if self.config.learn == "text":
-            law = one_listed if self._cache.kind == "top_k" else one_hot
+            law = {"log_probs": one_hot, "hidden": one_hot_states, "top_k": one_listed}[self._cache.kind]
             return Batch(batch.prompt_ids, batch.response_ids, law(batch, self._models["teacher"]))
         started = time.perf_counter()
         unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
@@ -298,9 +298,24 @@ def one_hot(batch: Batch, model: LanguageModel | ListingModel) -> Dense:
 
     Over the vocabulary of ``model``, and where its own log-probabilities are.
     """
-    token_ids_N = _token_ids(batch, model)
-    log_p_NV = torch.full((len(token_ids_N), model.vocab_size), -torch.inf, device=token_ids_N.device)
-    return Dense(log_p_NV.scatter_(1, token_ids_N.unsqueeze(1), 0.0))
+    states = one_hot_states(batch, model)
+    return Dense(states.head(states.hidden_NH))
+
+
+def one_hot_states(batch: Batch, model: LanguageModel | ListingModel) -> States:
+    """The same law as ``one_hot`` with the tokens as states, to stand in a batch beside a teacher's."""
+    return States(_token_ids(batch, model).unsqueeze(1), _OneHot(model.vocab_size))
+
+
+@dataclass(frozen=True)
+class _OneHot:
+    """The head of states that are tokens themselves."""
+
+    vocab_size: int
+
+    def __call__(self, token_ids_N1: Tensor) -> Tensor:
+        log_p_NV = torch.full((len(token_ids_N1), self.vocab_size), -torch.inf, device=token_ids_N1.device)
+        return log_p_NV.scatter_(1, token_ids_N1, 0.0)
 
 
 def one_listed(batch: Batch, model: LanguageModel | ListingModel) -> TopK:
