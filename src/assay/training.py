@@ -183,6 +183,7 @@ def fit(
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        fused=True,
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
