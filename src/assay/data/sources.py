@@ -135,7 +135,10 @@ class ResponseSource:
             stored.expired = True
 
     def draw(self, num_rows: int, step: int, student: LanguageModel) -> Batch:
-        """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal."""
+        """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal.
+
+        In the order of their lengths: a batch is a set, and neighbours of like length need little padding.
+        """
         pairs = [self._pair_at(row) for row in range(self.rows_drawn, self.rows_drawn + num_rows)]
         # a batch larger than a pass meets a pair twice: it is then written anew at most once
         due = [pair for pair in dict.fromkeys(pairs) if self._is_due(pair, step)]
@@ -145,7 +148,7 @@ class ResponseSource:
             self._stored[pair].num_draws += 1
             self._stored[pair].num_uses += 1
         self.rows_drawn += num_rows
-        return self._batch(pairs)
+        return self._batch(sorted(pairs, key=self._num_tokens))
 
     def stored_pairs(self, num_pairs: int) -> tuple[list[Prompt], list[Response]]:
         """The first ``num_pairs`` pairs with their present responses, written now where there is none yet.
@@ -211,6 +214,9 @@ class ResponseSource:
 
     def _prompt_of(self, pair: int) -> Prompt:
         return self.prompts[pair % len(self.prompts)]
+
+    def _num_tokens(self, pair: int) -> int:
+        return len(self._prompt_of(pair).token_ids) + len(self._stored[pair].response.token_ids)
 
     def _is_due(self, pair: int, step: int) -> bool:
         stored = self._stored.get(pair)

@@ -1,5 +1,11 @@
 """How much models take and keep at a time: the computing and the forecast of its cost go by the same; no torch."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
 SAMPLING_BATCH_SIZE = 256
 """Responses that are written at once, where nothing else is said."""
 
@@ -7,6 +13,12 @@ SCORING_BATCH_SIZE = 64
 
 MOST_LOG_PROBS = 2**28
 """Log-probabilities of a model that a probe beside another trainer holds at a time: 1 GB in float32."""
+
+PASS_POSITIONS = 128
+"""What one more forward and backward pass costs a CPU beside its work, as positions of the smallest embedded model.
+
+A pass over a wider model costs as much beside its work, and its positions more: there this is on the high side.
+"""
 
 DENSE_VOCABULARY_LIMIT = 4096
 """Up to this vocabulary log-probabilities are kept; beyond it hidden states, from which the head makes them."""
@@ -23,3 +35,25 @@ def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: in
     """
     exact = vocab_size if vocab_size <= DENSE_VOCABULARY_LIMIT else hidden_size
     return 4 * num_tokens * (exact if top_k is None else 2 * min(top_k, vocab_size) + 1)
+
+
+def cut_by_length(lengths: Sequence[int], most_rows: int) -> list[slice]:
+    """Cuts a list of rows into consecutive parts of at most ``most_rows`` that cost least together.
+
+    A part costs its rows times the longest of them, which is what the others are padded to, and ``PASS_POSITIONS`` for
+    being a pass of its own. So rows of like lengths stay together, and long ones are set apart where that pays.
+    """
+    lengths_B = np.asarray(lengths)
+    cost_B = np.zeros(len(lengths) + 1, dtype=np.int64)  # of the first so many rows
+    begins_B = np.zeros(len(lengths) + 1, dtype=np.int64)  # where their last part begins
+    for end in range(1, len(lengths) + 1):
+        first = max(0, end - most_rows)
+        longest = np.maximum.accumulate(lengths_B[first:end][::-1])[::-1]
+        costs = cost_B[first:end] + np.arange(end - first, 0, -1) * longest + PASS_POSITIONS
+        begins_B[end] = first + costs.argmin()
+        cost_B[end] = costs.min()
+    parts, end = [], len(lengths)
+    while end > 0:
+        parts.append(slice(int(begins_B[end]), end))
+        end = int(begins_B[end])
+    return parts[::-1]
