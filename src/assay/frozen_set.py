@@ -68,7 +68,15 @@ class FrozenSet:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
         if self.walker is not None:
             self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch, self.batch_size)
+            if self._cache.in_memory:
+                self.kept = self._cache.compute(self.batch, self.batch_size)
+            else:
+                for _, part in by_length(self.batch, self.batch_size):
+                    self._cache.compute(part, self.batch_size)
+
+    def _recall(self, rows: Sequence[int], part: Batch) -> list[Kept]:
+        """What is kept of these rows, in memory or by the cache itself."""
+        return [self.kept[row] for row in rows] if self.kept else self._cache.compute(part, self.batch_size)
 
     @torch.no_grad()
     def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float | None]]:
@@ -88,7 +96,7 @@ class FrozenSet:
                 value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
             else:
                 # a host may have moved its models since
-                signal = self._cache.signal([self.kept[row] for row in rows], log_q_NV.device)
+                signal = self._cache.signal(self._recall(rows, part), log_q_NV.device)
                 value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
                 overlap += top_overlap(signal, log_q_NV) if self.metric == "proxy" else 0.0
             if self.metric == "proxy":
@@ -112,8 +120,8 @@ class FrozenSet:
         if self.walker is None:
             return {"teacher_entropy_nats_per_token": None}
         entropy, mass, is_whole = 0.0, 0.0, True
-        for rows, _ in by_length(self.batch, self.batch_size):
-            signal = self._cache.signal([self.kept[row] for row in rows])
+        for rows, part in by_length(self.batch, self.batch_size):
+            signal = self._cache.signal(self._recall(rows, part))
             if isinstance(signal, TopK):
                 is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
                 mass += float(signal.log_p_NK.exp().sum())

@@ -7,8 +7,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,7 +158,8 @@ def _micro_batches(student: PretrainedModel, batch: Batch, config: TrainingConfi
 
 @dataclass
 class FitState:
-    """Where a training loop stands; ``seconds["student"]`` is the time spent in ``train_step``.
+    """Where a training loop stands; ``seconds`` are those of its phases so far, also before it was interrupted:
+    "student" in ``train_step``, "checkpoint" in writing checkpoints, and what ``before_step`` adds.
 
     ``action_steps`` are those at which an action was carried out; ``stopped_at`` is the step whose student an action
     left as the last one.
@@ -169,6 +170,13 @@ class FitState:
     seconds: dict[str, float] = field(default_factory=dict)
     action_steps: list[int] = field(default_factory=list)
     stopped_at: int | None = None
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Adds the seconds of what is done within to a phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 def fit(
@@ -206,18 +214,19 @@ def fit(
         if action is not None:
             carry_out(action, learner, optimizer, source, state, kept)
             if checkpoints is not None:
-                save_checkpoint(checkpoints, learner, optimizer, source, state)
+                with state.timing("checkpoint"):
+                    save_checkpoint(checkpoints, learner, optimizer, source, state)
         if state.step == config.num_steps or state.stopped_at is not None:
             break
         batch = source.batch(state.step, learner.model)
-        started = time.perf_counter()
-        state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
-        learner.follow()
-        state.seconds["student"] += time.perf_counter() - started
+        with state.timing("student"):
+            state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
+            learner.follow()
         state.step += 1
         due = state.step % config.checkpoint_every == 0 or state.step == config.num_steps
         if checkpoints is not None and due:
-            save_checkpoint(checkpoints, learner, optimizer, source, state)
+            with state.timing("checkpoint"):
+                save_checkpoint(checkpoints, learner, optimizer, source, state)
     learner.model.module.eval()
     return state
 

@@ -14,7 +14,7 @@ SCORING_BATCH_SIZE = 64
 MOST_LOG_PROBS = 2**28
 """Log-probabilities of a model that a probe beside another trainer holds at a time: 1 GB in float32."""
 
-PASS_POSITIONS = 128
+PASS_POSITIONS = 256
 """What one more forward and backward pass costs a CPU beside its work, as positions of the smallest embedded model.
 
 A pass over a wider model costs as much beside its work, and its positions more: there this is on the high side.
@@ -25,6 +25,12 @@ DENSE_VOCABULARY_LIMIT = 4096
 
 MAX_VENDI_ROWS = 1024
 """Rows that a Vendi score looks at, drawn at random from a larger set: above it, scores no longer grow with the set."""
+
+SIGNALS_IN_MEMORY_BYTES = 2**32
+"""What an arm keeps in memory of what its teacher says about responses; more goes into files, and is read from there.
+
+A constant, so that a run does not depend on the memory that is free; the system serves files from what is free anyway.
+"""
 
 
 def forecast_bytes(num_tokens: int, hidden_size: int, vocab_size: int, top_k: int | None = None) -> int:

@@ -101,6 +101,11 @@ class PretrainedModel(ABC):
             total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()[:16]
 
+    @property
+    def hidden_size(self) -> int:
+        """H: the features of the states that ``hidden`` gives and ``head`` takes."""
+        return int(self._output_embeddings.weight.shape[1])
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it dropout is off; afterwards the module is in the mode it was in before."""
