@@ -144,6 +144,12 @@ def test_manifest_explains_the_run(run: Path) -> None:
         *("teacher_after_sft", "student_after_sft"),
     }
     assert manifest["wall_seconds"] >= sum(manifest["stage_seconds"].values()) * 0.9
+    assert manifest["worker_seconds"].keys() == manifest["stage_seconds"].keys() - {"report"}
+    assert all(0 < s["busy"] <= s["available"] for s in manifest["worker_seconds"].values())
+    last = {record["arm"]: record["seconds"] for record in runs.read_records(run / "metrics.jsonl")}
+    phases = {"setup", "sample", "teacher", "data", "student", "probe", "checkpoint", "write", "rest"}
+    assert all(seconds.keys() == phases for seconds in last.values())
+    assert sum(sum(seconds.values()) for seconds in last.values()) <= manifest["worker_seconds"]["arms"]["busy"]
     assert {"torch", "transformers", "python"} <= set(manifest["versions"])
 
 

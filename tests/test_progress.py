@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from assay.errors import AssayError
-from assay.progress import print_verdicts, probe_share
+from assay.progress import print_verdicts
+from assay.report.schedule import probe_share
 from assay.report.tables import read_run
 from test_report import edit_json, write_run
 

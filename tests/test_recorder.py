@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from assay import runs
 from assay.checkpoints import FitState
 from assay.config import ARMS
+from assay.data.sources import Counters
 from assay.diagnostics.detector import Detector
 from assay.errors import AssayError
 from assay.recipes import get_recipe
@@ -22,7 +24,8 @@ COLUMNS = {"proxy": "proxy_nats", "train_proxy": "train_proxy_nats", "reference_
 
 def recorder(folder: Path) -> Recorder:
     nothing: Any = None
-    return Recorder(get_recipe("quickstart"), ARMS["offline"], folder, nothing, nothing, nothing, lambda progress: None)
+    mixture: Any = SimpleNamespace(sources=[SimpleNamespace(counters=Counters())])
+    return Recorder(get_recipe("quickstart"), ARMS["offline"], folder, nothing, mixture, nothing, lambda progress: None)
 
 
 def records(steps: list[int]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from assay import runs
+from assay import runs, stages
 from assay.config import ARMS, Experiment
 from assay.forecast import forecast
 from assay.models.pretrained import PretrainedModel
@@ -57,7 +57,7 @@ def test_arms_from_a_store(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     said: list[str] = []
     first = records_of(stored, folder, said=said)
     assert said[0].startswith("signals of ")
-    assert said[0].endswith(str(next((tmp_path / "store").iterdir())))
+    assert said[0].endswith(f"MB at most in {next((tmp_path / 'store').iterdir())}")
     for with_store, without in zip(first[:-1], plain[:-1], strict=True):
         assert with_store.keys() == without.keys()
         for name, value in without.items():
@@ -78,6 +78,23 @@ def test_arms_from_a_store(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(teacher), "log_probs", counted)
     assert records_of(stored, folder) == first
     assert sum(scored) == 2, "the two prompts that decoding is checked with when the model is loaded"
+
+
+def test_an_arm_whose_signals_are_too_much_for_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so, reads them from files of its own, learns the same bit for bit, and leaves no file of them behind."""
+    plain = records_of(with_signals(), folder)
+    monkeypatch.setattr(stages, "SIGNALS_IN_MEMORY_BYTES", 5 * 10**6)
+    said: list[str] = []
+    assert records_of(with_signals(), folder, said=said) == plain
+    assert "whole laws, as its vocabulary of 512 is at most 4,096; 7.9 MB at most more than the 0.0 GB" in said[0]
+    assert str(folder / "arms" / "offline" / "signals") in said[0]
+    run_arm(with_signals(), folder, "offline", lambda progress: None)
+    left = {path.name for path in (folder / "arms" / "offline").iterdir()}
+    shutil.rmtree(folder / "arms")
+    assert "signals" not in left
+    assert "student" in left
 
 
 def test_arms_from_listed_tokens(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +42,8 @@ class Stateful(Protocol):
 
 @dataclass
 class FitState:
-    """Where a training loop stands; ``seconds["student"]`` is the time spent in ``train_step``.
+    """Where a training loop stands; ``seconds`` are those of its phases so far, also before it was interrupted:
+    "student" in ``train_step``, "checkpoint" in writing checkpoints, and what ``before_step`` adds.
 
     ``action_steps`` are those at which an action was carried out; ``stopped_at`` is the step whose student an action
     left as the last one.
@@ -51,6 +54,13 @@ class FitState:
     seconds: dict[str, float] = field(default_factory=dict)
     action_steps: list[int] = field(default_factory=list)
     stopped_at: int | None = None
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Adds the seconds of what is done within to a phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: Stateful, state: FitState) -> None:

@@ -83,7 +83,8 @@ class _SummedOverChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (factor,) = grad_outputs
         hidden_grad_NH, *grads = ctx.saved_tensors
         if hidden_grad_NH is not None:
             hidden_grad_NH.mul_(factor)

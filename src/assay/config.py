@@ -72,7 +72,8 @@ class ModelsConfig:
     ``allow_pickle`` reads pickled weights where there are no safetensors; ``trust_remote_code`` runs the Python code
     that a checkpoint brings along. Both are for checkpoints whose makers you trust. ``frozen_precision`` "bfloat16"
     holds oracle and teacher in half of the memory where they are not trained (a teacher is, where there is an oracle);
-    their laws are then rounded, which proxy and golden carry along.
+    their laws are then rounded, which proxy and golden carry along. ``num_threads`` above 1 gives so many cores to each
+    worker process, of which there are fewer then: for one arm of a large model. It changes the order of float sums.
     """
 
     oracle: str | None = "define-oracle"
@@ -84,6 +85,7 @@ class ModelsConfig:
     device: str = "cpu"
     vocabulary: Literal["same", "shared"] = "same"
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    num_threads: int = 1
     allow_pickle: bool = False
     trust_remote_code: bool = False
     server: ServerConfig = ServerConfig()

@@ -98,13 +98,14 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
         write_results(experiment, folder, seconds_before + time.perf_counter() - started)
 
     with _Workers(experiment, folder, listener) as pool:
-        with timed("check_models"):
+        manifest["num_workers"] = pool.num_workers
+        with timed("check_models"), pool.at_work(manifest, "check_models"):
             provenance.pin_digests(manifest, pool.run([("check_models",)])[0])
         for part in before_the_arms(experiment):
-            with timed(part.name):
+            with timed(part.name), pool.at_work(manifest, part.name):
                 found = pool.run(part.jobs)
                 manifest["digests"] |= dict(zip(part.digests, found, strict=bool(part.digests)))
-        with timed("arms"):
+        with timed("arms"), pool.at_work(manifest, "arms"):
             # longest first, so that no core idles at the end: an offline arm samples only once
             arms = sorted(experiment.arms, key=lambda arm: all(s.refresh_every is None for s in arm.sources))
             pool.run([("run_arm", arm.name) for arm in arms], after_each=write_so_far)
@@ -140,7 +141,9 @@ class _Workers:
         self._experiment, self._folder, self._listener = experiment, folder, listener
         self._messages = workers.message_queue()
         most = max(NUM_SHARDS, len(experiment.arms))
-        self._executor = workers.local_executor(min(workers.num_cores(), most), self._messages)
+        self.num_workers = min(max(1, workers.num_cores() // experiment.models.num_threads), most)
+        self._executor = workers.local_executor(self.num_workers, self._messages)
+        self._busy_seconds = self._cpu_seconds = 0.0  # of jobs that have ended
 
     def __enter__(self) -> _Workers:
         return self
@@ -148,26 +151,42 @@ class _Workers:
     def __exit__(self, *exception: object) -> None:
         workers.end(self._executor)
 
+    @contextmanager
+    def at_work(self, manifest: dict[str, Any], stage: str) -> Iterator[None]:
+        """Adds to ``worker_seconds`` what the stage had of the workers: all their time, and what of it they used."""
+        begin, busy, cpu = time.perf_counter(), self._busy_seconds, self._cpu_seconds
+        try:
+            yield
+        finally:
+            available = self.num_workers * (time.perf_counter() - begin)
+            now = {"available": available, "busy": self._busy_seconds - busy, "cpu": self._cpu_seconds - cpu}
+            before = manifest.setdefault("worker_seconds", {}).get(stage, {})
+            manifest["worker_seconds"][stage] = {key: before.get(key, 0.0) + value for key, value in now.items()}
+
     def run(self, jobs: Sequence[tuple[Any, ...]], after_each: Callable[[], None] = lambda: None) -> list[Any]:
         """Runs ``(stage function, *arguments)`` jobs and returns their results in order.
 
         An error of one job, or of ``after_each``, is raised once the other jobs are done: it costs them nothing.
         """
         futures = [
-            workers.submit(self._executor, workers.run_stage, self._experiment, self._folder, *job) for job in jobs
+            workers.submit(self._executor, workers.run_timed_stage, self._experiment, self._folder, *job)
+            for job in jobs
         ]
         waiting: set[Future[Any]] = set(futures)
         failures: list[AssayError] = []
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             self._pass_on_messages()
-            if any(future.exception() is None for future in done):
+            ended = [future for future in done if future.exception() is None]
+            for _, busy, cpu in (future.result() for future in ended):
+                self._busy_seconds, self._cpu_seconds = self._busy_seconds + busy, self._cpu_seconds + cpu
+            if ended:
                 try:
                     after_each()
                 except AssayError as error:
                     failures.append(error)
         try:
-            results = [future.result() for future in futures]
+            results = [future.result()[0] for future in futures]
         except BrokenProcessPool as error:
             raise AssayError(workers.WORKER_WAS_KILLED) from error
         for failure in failures[-1:]:

@@ -10,16 +10,22 @@ import math
 
 from assay import runs
 from assay.config import ArmConfig, Experiment, TrainingConfig
-from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes, tokens_at_once
+from assay.models.batching import (
+    SAMPLING_BATCH_SIZE,
+    SCORING_BATCH_SIZE,
+    SIGNALS_IN_MEMORY_BYTES,
+    forecast_bytes,
+    tokens_at_once,
+)
 from assay.models.sizes import ModelSize
 from assay.workload import (
     Sizes,
-    has_signal,
     is_sampled,
     num_evaluations,
+    num_held,
+    num_held_signals,
     num_pairs,
     num_stored_signals,
-    rows_drawn,
     sft_steps,
     whole_role,
 )
@@ -66,14 +72,9 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
     frozen = sum(size.num_parameters for size in sizes.values())
     copies = TRAINED_COPIES + (training.anchor_weight > 0) + _has_learner(training)
     weights = (frozen + copies * student.num_parameters) * FLOAT_BYTES
-    scored = [
-        count
-        for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
-        if has_signal(experiment, source)
-    ]
     remembered: dict[str, int] = {
         "oracle": probe.num_prompts,
-        "teacher": probe.num_prompts + probe.num_train_pairs + sum(scored),
+        "teacher": 0 if spills(experiment, arm, sizes.get("teacher")) else num_held_signals(experiment, arm),
         "student": probe.num_monitored,
         **{judge.column: probe.num_prompts * (judge.walks_on == "judge") for judge in probe.judges},
     }
@@ -92,6 +93,14 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
     return weights + caches + largest_step
 
 
+def spills(experiment: Experiment, arm: ArmConfig, teacher: ModelSize | None) -> bool:
+    """Whether what an arm's teacher says goes into files instead of memory; ``teacher`` is all teachers together."""
+    if teacher is None:
+        return False
+    most = _signal_bytes(experiment, "teacher", teacher, num_held_signals(experiment, arm))
+    return most > SIGNALS_IN_MEMORY_BYTES
+
+
 def _signal_bytes(experiment: Experiment, role: str, size: ModelSize, num_sequences: int) -> int:
     """What is kept of a role's word on so many sequences, several teachers being one."""
     listed = experiment.distillation.teacher_top_k if role == "teacher" else None
@@ -104,14 +113,6 @@ def _store_bytes(experiment: Experiment, arm: ArmConfig, teacher: ModelSize) -> 
     whole = whole_role(experiment, "teacher", teacher)
     num_sequences = num_stored_signals(experiment, arm)
     return _signal_bytes(experiment, "teacher", whole, num_sequences) + SIGNAL_FILE_BYTES * num_sequences
-
-
-def _num_stored(experiment: Experiment, arm: ArmConfig) -> list[int]:
-    """Responses that each source holds at one time, those of a replay beyond what it draws left out."""
-    rows = rows_drawn(experiment, arm)
-    if arm.policy == "auto":  # it may add as many completions as there are rows
-        return rows
-    return [min(n, num_pairs(experiment, source)) for source, n in zip(arm.sources, rows, strict=True)]
 
 
 def _has_learner(training: TrainingConfig) -> bool:
@@ -197,7 +198,7 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
     for arm in experiment.arms:
         stored = sum(
             num_pairs(experiment, source) if source.is_replay else count
-            for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
+            for source, count in zip(arm.sources, num_held(experiment, arm), strict=True)
         )
         checkpoint = (3 + _has_learner(experiment.distillation.training)) * weights + stored * state_row
         total += (
@@ -207,7 +208,9 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         )
         total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown
-        if experiment.distillation.signal_store is not None:
+        teacher = sizes.get("teacher")
+        whole = None if teacher is None else whole_role(experiment, "teacher", teacher)
+        if experiment.distillation.signal_store is not None or spills(experiment, arm, whole):
             total += _store_bytes(experiment, arm, sizes["teacher"])
     num_values = probe.num_prompts + len(experiment.arms) * times * evaluated
     return total + 2 * (num_responses * response_row + num_values * PROBE_ROW_BYTES)

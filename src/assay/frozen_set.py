@@ -70,7 +70,15 @@ class FrozenSet:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
         if self.walker is not None:
             self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch, self.batch_size)
+            if self._cache.in_memory:
+                self.kept = self._cache.compute(self.batch, self.batch_size)
+            else:
+                for _, part in by_length(self.batch, self.batch_size):
+                    self._cache.compute(part, self.batch_size)
+
+    def _recall(self, rows: Sequence[int], part: Batch) -> list[Kept]:
+        """What is kept of these rows, in memory or by the cache itself."""
+        return [self.kept[row] for row in rows] if self.kept else self._cache.compute(part, self.batch_size)
 
     @torch.no_grad()
     def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float | None]]:
@@ -84,7 +92,7 @@ class FrozenSet:
         entropy = overlap = 0.0
         for rows, part in by_length(self.batch, self.batch_size):
             token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids])
-            signal = None if self.walker is None else self._cache.signal([self.kept[row] for row in rows])
+            signal = None if self.walker is None else self._cache.signal(self._recall(rows, part))
             parts = []
             for tokens, log_q_NV in log_probs_in_chunks(student, part):
                 if signal is None:
@@ -116,7 +124,7 @@ class FrozenSet:
         entropy, mass, is_whole = 0.0, 0.0, True
         vocab_size = self._cache.model.vocab_size
         for rows, part in by_length(self.batch, self.batch_size):
-            signal = self._cache.signal([self.kept[row] for row in rows])
+            signal = self._cache.signal(self._recall(rows, part))
             for tokens in chunks(part.num_tokens, tokens_at_once(vocab_size)):
                 law = resolved(signal.at(tokens))
                 if isinstance(law, TopK):

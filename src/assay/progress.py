@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from assay import types
 from assay.config import Experiment
 from assay.report.files import Row
-from assay.report.tables import Run, read_run
+from assay.report.schedule import time_sentence
+from assay.report.tables import read_run
 from assay.report.words import brackets, comparison, deed, nats, proxy, readable, visible
 from assay.terminal import print_rows
 
@@ -69,9 +70,9 @@ def print_verdicts(folder: Path) -> None:
             console.print(escape(f"{readable(visible(arm['source']))}: {text}"))
     for pair in run.summary["comparisons"]:
         console.print(escape(comparison(pair)))
-    share = probe_share(run)
-    if share is not None:
-        console.print(f"probe: {share:.0%} of the run's computing")
+    time_spent = time_sentence(run)
+    if time_spent is not None:
+        console.print(time_spent)
 
 
 def _legend(summary: Row) -> str:
@@ -82,20 +83,6 @@ def _legend(summary: Row) -> str:
     }
     proxy_is = "to the teacher" if summary["proxy_is"] == "exact" else proxy(summary["proxy_is"])
     return f"{golden[summary['truth']]}; proxy: {proxy_is}"
-
-
-def probe_share(run: Run) -> float | None:
-    """Seconds spent in the probe over all seconds of computing: phases of the arms and stages before them.
-
-    None when the run has not recorded the seconds of its stages.
-    """
-    stages = run.manifest["stage_seconds"]
-    last = {record["arm"]: record["seconds"] for record in run.metrics}
-    before = sum(seconds or 0.0 for stage, seconds in stages.items() if stage not in ("arms", "report"))
-    spent = before + sum(sum(seconds.values()) for seconds in last.values())
-    if not stages or spent <= 0:
-        return None
-    return sum(seconds.get("probe", 0.0) for seconds in last.values()) / spent
 
 
 def _verdict_cells(arm: Row) -> tuple[str, ...]:

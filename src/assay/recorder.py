@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,10 @@ class Recorder:
     checkpoint, which it will repeat; ``repaired`` is told of a torn log. ``detector_score`` in a record is the
     detector's word on the records up to it, without golden; ``action`` what the arm's policy made of it. While a
     student may be gone back to, ``kept`` holds that of every evaluation.
+
+    ``seconds`` in a record are those of the arm so far, also before it was interrupted: "setup" from ``started`` (a
+    ``time.perf_counter``) to the first step, "sample", "teacher" and "data" as the sources count them, "student" and
+    "checkpoint" as ``fit`` does, "probe", "write", and "rest", with which they add up to all its time.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Recorder:
         tokenizer: PreTrainedTokenizerBase,
         report: Callable[[Progress], None],
         repaired: Callable[[str], None] = runs.say,
+        started: float | None = None,
     ) -> None:
         self.experiment, self.arm, self.folder = experiment, arm.name, folder
         self.probe, self.mixture, self.tokenizer, self.report = probe, mixture, tokenizer, report
@@ -53,6 +59,8 @@ class Recorder:
         self.training = experiment.distillation.training
         self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
         self.log = folder / "metrics.jsonl"
+        self._started = time.perf_counter() if started is None else started
+        self._counted_before = 0.0  # seconds that a checkpoint has brought along
         self.records: list[dict[str, Any]] | None = None
         self.policy = Policy(arm)
         self.has_oracle = experiment.models.oracle is not None
@@ -62,12 +70,16 @@ class Recorder:
         """Evaluates if this step is due, and says where the arm stands; returns what the policy wants done."""
         if self.records is None:
             self.records = self._take_up(state)
+            if "setup" in state.seconds:
+                self._counted_before = self._counted(state)
+            self._count_as("setup", state)
             missing = {step for step in self.steps if step < state.step} - {r["step"] for r in self.records}
             if missing:
                 raise AssayError(
                     f"{str(self.log)!r} lacks the evaluations at steps {sorted(missing)}: delete {str(self.folder)!r}; "
                     "the same command repeats that arm"
                 )
+        self._count_as("rest", state)
         action = None
         if state.step in self.steps and state.step not in {record["step"] for record in self.records}:
             record, action = self._evaluate(state, student)
@@ -113,16 +125,18 @@ class Recorder:
                 f"the evaluation at step {state.step} failed ({error}): lower the learning rate"
             ) from error
         state.seconds["probe"] = state.seconds.get("probe", 0.0) + self.probe.seconds - before
-        self._write_tables(found, state.step)
-        truth = "golden_nats" if self.has_oracle else "reference_nll_nats"
-        if found.means[truth] is not None and all(found.means[truth] <= r[truth] for r in self.records or ()):
-            runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
+        with state.timing("write"):
+            self._write_tables(found, state.step)
+            truth = "golden_nats" if self.has_oracle else "reference_nll_nats"
+            if found.means[truth] is not None and all(found.means[truth] <= r[truth] for r in self.records or ()):
+                runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
+        self._count_as("rest", state)
         record = self._identity(state) | found.means | self._expenses(state)
         record["detector_score"] = score = self.policy.update(as_a_log(record))
         if self.keeps_students:
-            runs.write_atomically(
-                self.folder / "kept" / f"step-{state.step:08d}", lambda path: save_model(student, path)
-            )
+            kept = self.folder / "kept" / f"step-{state.step:08d}"
+            with state.timing("write"):
+                runs.write_atomically(kept, lambda path: save_model(student, path))
         action = None
         if state.step < self.training.num_steps or self.policy.arm.policy == "stop":
             action = self.policy.decide(score, self._supply(state), bool(self.mixture.fresh_fraction == 0))
@@ -159,13 +173,22 @@ class Recorder:
             "learning_rate": learning_rate_at(max(state.step - 1, 0), self.training),
             "generated_tokens": counters.generated_tokens,
             "teacher_tokens": counters.teacher_tokens,
-            "seconds": {
-                "sample": counters.sample_seconds,
-                "teacher": counters.teacher_seconds,
-                "student": state.seconds["student"],
-                "probe": state.seconds["probe"],
-            },
+            "seconds": self._seconds_of_sources() | state.seconds,
         }
+
+    def _seconds_of_sources(self) -> dict[str, float]:
+        counters = self.mixture.sources[0].counters
+        phases = ("sample", "teacher", "data")
+        return {phase: getattr(counters, f"{phase}_seconds") for phase in phases}
+
+    def _counted(self, state: FitState) -> float:
+        return sum(self._seconds_of_sources().values()) + sum(state.seconds.values())
+
+    def _count_as(self, phase: str, state: FitState) -> None:
+        """Adds to a phase what has passed since the arm was taken up and is counted nowhere yet."""
+        passed = time.perf_counter() - self._started
+        uncounted = passed - (self._counted(state) - self._counted_before)
+        state.seconds[phase] = state.seconds.get(phase, 0.0) + max(0.0, uncounted)
 
     def _write_tables(self, found: Evaluation, step: int) -> None:
         seed = self.experiment.seed

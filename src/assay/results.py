@@ -74,7 +74,8 @@ def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wal
             "proxy_at_start": float(start["proxy"].mean()),
         },
         "arms": [
-            summarise_arm(
+            {"teacher_signals": runs.read_json(folder / "arms" / arm / "finished.json").get("teacher_signals")}
+            | summarise_arm(
                 *(probe, arm, experiment.seed, [r for r in records if r["arm"] == arm]),
                 *(truth, kept[arm], proxy_is(experiment), recommended_step(folder, arm)),
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
 from assay.evaluation import Probe, build_probe, write_responses
 from assay.frozen_set import FrozenSet
+from assay.models.batching import SIGNALS_IN_MEMORY_BYTES
 from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
 from assay.models.pretrained import PretrainedModel
@@ -34,7 +36,7 @@ from assay.preconditions import check_models
 from assay.recorder import Recorder
 from assay.training import fit
 from assay.types import Progress, Prompt, Response, Writer
-from assay.workload import num_stored_signals
+from assay.workload import num_held_signals, num_stored_signals
 from assay.workspace import Teacher, Workspace
 
 __all__ = ["answer_held_out", "check_models", "fine_tune", "run_arm", "write_oracle_responses"]
@@ -159,6 +161,7 @@ def _fine_tuned(
 
 def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> None:
     """Stage 2: distils one arm from the common start, evaluating on the way."""
+    started = time.perf_counter()
     work = Workspace(experiment, folder)
     arm_folder = work.arm(name)
     if (arm_folder / "finished.json").exists():
@@ -172,7 +175,10 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         experiment.distillation, work.distillation_pool(), work.held_out(), embedder, work.text, experiment.seed
     )
     counters = Counters()
-    cache = _teacher_cache(work, arm, models["teacher"], report) if "teacher" in models else None
+    cache = signals = None
+    if "teacher" in models:
+        cache, signals = _teacher_cache(work, arm, models["teacher"])
+        report(Progress(signals, 1, 1))
     sources = [
         _source(work, config, chosen.prompts, {**models, "student": student}, counters, cache, index)
         for index, config in enumerate(arm.sources)
@@ -187,7 +193,7 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     probe = _build_probe(work, train_pairs, models, cache)
     torch.manual_seed(experiment.seed)  # for dropout and low-rank updates: everything else has seeds of its own
     repaired = functools.partial(runs.note_repair, folder)
-    recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report, repaired)
+    recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report, repaired, started)
     state = fit(
         student,
         mixture,
@@ -202,10 +208,11 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     _keep_recommended(work, arm_folder, recommended)
     _write_diversity(work, arm_folder / "diversity.json", chosen, mixture, _embedder(models, work.student()))
     kept_step = state.step if state.stopped_at is None else state.stopped_at
-    if (arm_folder / "kept").exists():
-        runs.remove(arm_folder / "kept")
+    for folder_of_the_way in (arm_folder / "kept", arm_folder / "signals"):
+        if folder_of_the_way.exists():
+            runs.remove(folder_of_the_way)
     finished = {"step": state.step, "kept_step": kept_step, "recommended_step": recommended}
-    runs.write_json(arm_folder / "finished.json", finished)
+    runs.write_json(arm_folder / "finished.json", finished | {"teacher_signals": signals})
 
 
 def _embedder(models: Mapping[Writer, Teacher], student: PretrainedModel) -> PretrainedModel | Ensemble:
@@ -276,25 +283,37 @@ def _train_pairs(
     return prompts, _answer(work, teacher, "teacher", prompts, "train_proxy")
 
 
-def _teacher_cache(work: Workspace, arm: ArmConfig, teacher: Teacher, report: Report) -> CachedLogProbs:
-    """How the teacher's word on responses is kept in an arm: in memory, or in a store that other runs share."""
+def _teacher_cache(work: Workspace, arm: ArmConfig, teacher: Teacher) -> tuple[CachedLogProbs, str]:
+    """How the teacher's word on responses is kept in an arm, and a sentence that says so.
+
+    In memory, in a store that runs share, or, where that is more than memory is used for, in files of the arm alone.
+    """
     experiment, config = work.experiment, work.experiment.distillation
-    if config.signal_store is None:
-        return CachedLogProbs(teacher, config.teacher_top_k)
-    return SignalStore(
-        teacher,
-        Path(config.signal_store),
-        top_k=config.teacher_top_k,
-        settings={"tokenizer": tokenizer_digest(work.tokenizer), "template": experiment.task.template},
-        provenance={
-            "seed": experiment.seed,
-            "arm": arm.name,
-            "sampling_temperature": config.sampling_temperature,
-            "max_response_tokens": experiment.task.max_response_tokens,
-        },
-        expected_tokens=num_stored_signals(experiment, arm) * experiment.task.max_response_tokens,
-        announce=lambda text: report(Progress(text, 1, 1)),
-    )
+    cache, limit = CachedLogProbs(teacher, config.teacher_top_k), experiment.task.max_response_tokens
+    most = cache.most_bytes(num_held_signals(experiment, arm) * limit)
+    is_large = most > SIGNALS_IN_MEMORY_BYTES
+    place = "in memory"
+    if is_large or config.signal_store is not None:
+        store = work.arm(arm.name) / "signals" if config.signal_store is None else Path(config.signal_store)
+        stored = num_held_signals if config.signal_store is None else num_stored_signals
+        most = cache.most_bytes(stored(experiment, arm) * limit)
+        cache = SignalStore(
+            teacher,
+            store,
+            top_k=config.teacher_top_k,
+            settings={"tokenizer": tokenizer_digest(work.tokenizer), "template": experiment.task.template},
+            provenance={
+                "seed": experiment.seed,
+                "arm": arm.name,
+                "sampling_temperature": config.sampling_temperature,
+                "max_response_tokens": limit,
+            },
+            in_memory=not is_large,
+        )
+        place = f"in {cache.folder}"
+        if is_large:
+            place = f"more than the {SIGNALS_IN_MEMORY_BYTES / 1e9:.1f} GB that an arm keeps in memory, so {place}"
+    return cache, f"signals of {teacher.name}: {cache.kind_and_reason}; {most / 1e6:,.1f} MB at most {place}"
 
 
 def _source(
@@ -307,7 +326,8 @@ def _source(
     index: int,
 ) -> ResponseSource:
     distillation = work.experiment.distillation
-    if config.writer == "student" and cache is not None:  # its responses are never met again: no store
+    is_met_again = cache is not None and not cache.in_memory and config.refresh_every != 1
+    if config.writer == "student" and cache is not None and not is_met_again:  # by no other run in any case: no store
         cache = CachedLogProbs(models["teacher"], distillation.teacher_top_k)
     source = ResponseSource(
         config,

@@ -26,6 +26,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}num_micro_batches",
         f"{_TRAINING}checkpoint_every",
         "models.num_teachers",
+        "models.num_threads",
         "models.server.top_k",
         "models.server.concurrency",
     ),

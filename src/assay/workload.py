@@ -186,6 +186,26 @@ def responses_taken(experiment: Experiment, arm: ArmConfig) -> list[int]:
     return counts
 
 
+def num_held(experiment: Experiment, arm: ArmConfig) -> list[int]:
+    """Responses that each source holds at one time, those of a replay beyond what it draws left out."""
+    rows = rows_drawn(experiment, arm)
+    if arm.policy == "auto":  # it may add as many completions as there are rows
+        return rows
+    return [min(n, num_pairs(experiment, source)) for source, n in zip(arm.sources, rows, strict=True)]
+
+
+def num_held_signals(experiment: Experiment, arm: ArmConfig) -> int:
+    """Sequences whose signals an arm holds at one time: what the probe walks on, and responses to be drawn again.
+
+    Of responses that are written anew for every draw it holds those of one batch.
+    """
+    total, batch_size = 0, experiment.distillation.training.batch_size
+    for source, count in zip(arm.sources, num_held(experiment, arm), strict=True):
+        if has_signal(experiment, source):
+            total += min(count, batch_size) if source.refresh_every == 1 else count
+    return experiment.probe.num_prompts + experiment.probe.num_train_pairs + total
+
+
 def num_stored_signals(experiment: Experiment, arm: ArmConfig) -> int:
     """Sequences of an arm whose signals go into a store: what the probe walks on, and all but a student's responses."""
     taken = zip(arm.sources, responses_taken(experiment, arm), strict=True)

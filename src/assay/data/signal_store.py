@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ class SignalStore(CachedLogProbs):
     Tensors are kept as the model gives them, so stored equals live bit for bit; a sequence that is found was scored in
     the batch of whoever scored it first, which may differ from another batch by float rounding. ``settings`` are what
     the key holds beside the model and what is kept of it; ``provenance``, how responses were sampled, is noted in every
-    shard. Before the first one is written ``announce`` is given the size of what ``expected_tokens`` response tokens
-    take. A shard that is damaged is said so on stderr, set aside, and its sequences are computed again. Raises
-    AssayError when the folder cannot be used or holds another key under this one's name.
+    shard. ``in_memory`` False has everybody read from the files again instead of holding what they have read. A shard
+    that is damaged is said so on stderr, set aside, and its sequences are computed again. Raises AssayError when the
+    folder cannot be used or holds another key under this one's name.
     """
 
     def __init__(
@@ -57,8 +57,7 @@ class SignalStore(CachedLogProbs):
         top_k: int | None = None,
         settings: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        expected_tokens: int = 0,
-        announce: Callable[[str], None] = runs.say,
+        in_memory: bool = True,
     ) -> None:
         super().__init__(model, top_k)
         key = {
@@ -71,7 +70,7 @@ class SignalStore(CachedLogProbs):
         }
         self.folder = folder / digest_of(key)
         self._provenance = dict(provenance or {})
-        self._expected_tokens, self._announce = expected_tokens, announce
+        self.in_memory = in_memory
         self._places: dict[str, Path] = {}  # the shard that holds an address
         self._digests: dict[Path, str | None] = {}  # of the shards seen so far
         self._verified: set[Path] = set()
@@ -152,11 +151,6 @@ class SignalStore(CachedLogProbs):
             for address, value in entries.items()
             for name, tensor in value.items()
         }
-        if self._expected_tokens:
-            per_token = sum(tensor.nbytes for tensor in tensors.values()) / part.num_tokens
-            size = f"{per_token * self._expected_tokens / 1e6:,.1f} MB"
-            self._announce(f"signals of {self.model.name}: {size} at most in {self.folder}")
-            self._expected_tokens = 0
         content = save(tensors)
         index = {
             "schema": SCHEMA,

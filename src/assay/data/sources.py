@@ -35,18 +35,19 @@ class Counters:
     teacher_tokens: int = 0
     sample_seconds: float = 0.0
     teacher_seconds: float = 0.0
+    data_seconds: float = 0.0  # what else it took to make batches
 
     def as_list(self) -> list[float]:
-        """The five numbers in their order."""
+        """The six numbers in their order."""
         return [
             *(self.num_responses, self.generated_tokens, self.teacher_tokens),
-            *(self.sample_seconds, self.teacher_seconds),
+            *(self.sample_seconds, self.teacher_seconds, self.data_seconds),
         ]
 
     def take(self, numbers: Sequence[float]) -> None:
-        """Set the five numbers from ``as_list``."""
+        """Set the six numbers from ``as_list``."""
         self.num_responses, self.generated_tokens, self.teacher_tokens = map(int, numbers[:3])
-        self.sample_seconds, self.teacher_seconds = numbers[3:]
+        self.sample_seconds, self.teacher_seconds, self.data_seconds = numbers[3:]
 
 
 @dataclass
@@ -136,7 +137,12 @@ class ResponseSource:
             stored.expired = True
 
     def draw(self, num_rows: int, step: int, student: LanguageModel) -> Batch:
-        """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal."""
+        """The next ``num_rows`` pairs with their responses (written now where due) and the teacher's signal.
+
+        In the order of their lengths: a batch is a set, and neighbours of like length need little padding.
+        """
+        started, counters = time.perf_counter(), self.counters
+        spent = counters.sample_seconds + counters.teacher_seconds
         pairs = [self._pair_at(row) for row in range(self.rows_drawn, self.rows_drawn + num_rows)]
         # a batch larger than a pass meets a pair twice: it is then written anew at most once
         due = [pair for pair in dict.fromkeys(pairs) if self._is_due(pair, step)]
@@ -146,8 +152,12 @@ class ResponseSource:
             self._stored[pair].num_draws += 1
             self._stored[pair].num_uses += 1
         self.rows_drawn += num_rows
+        pairs = sorted(pairs, key=self._num_tokens)
+        batch = self._batch(pairs)
         self._last_pairs = pairs
-        return self._batch(pairs)
+        spent_now = counters.sample_seconds + counters.teacher_seconds
+        counters.data_seconds += time.perf_counter() - started - (spent_now - spent)
+        return batch
 
     def last_rows(self) -> list[tuple[Writer, str]]:
         """Who wrote each response of the last draw, and to which prompt (its id)."""
@@ -218,6 +228,9 @@ class ResponseSource:
     def _prompt_of(self, pair: int) -> Prompt:
         return self.prompts[pair % len(self.prompts)]
 
+    def _num_tokens(self, pair: int) -> int:
+        return len(self._prompt_of(pair).token_ids) + len(self._stored[pair].response.token_ids)
+
     def _is_due(self, pair: int, step: int) -> bool:
         stored = self._stored.get(pair)
         if stored is None or stored.expired:
@@ -278,17 +291,20 @@ class ResponseSource:
             law = {"log_probs": one_hot, "hidden": one_hot_states, "top_k": one_listed}[self._cache.kind]
             return Batch(batch.prompt_ids, batch.response_ids, law(batch, self._models["teacher"]))
         started = time.perf_counter()
-        unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
+        kept = {pair: self._stored[pair].kept for pair in pairs}
+        unscored = [pair for pair, value in kept.items() if value is None]
         if unscored:
             fresh = Batch(
                 [self._prompt_of(pair).token_ids for pair in unscored],
                 [self._stored[pair].response.token_ids for pair in unscored],
             )
-            for pair, kept in zip(unscored, self._cache.compute(fresh), strict=True):
+            for pair, value in zip(unscored, self._cache.compute(fresh), strict=True):
                 stored = self._stored[pair]
                 self.counters.teacher_tokens += 0 if stored.scored else len(stored.response.token_ids)
-                stored.kept, stored.scored = kept, True
-        signal = self._cache.signal([self._stored[pair].kept for pair in pairs])  # type: ignore[misc]
+                kept[pair], stored.scored = value, True
+                if self._cache.in_memory and self.config.refresh_every != 1:  # else it is never met again
+                    stored.kept = value
+        signal = self._cache.signal([kept[pair] for pair in pairs])  # type: ignore[misc]
         self.counters.teacher_seconds += time.perf_counter() - started
         return Batch(batch.prompt_ids, batch.response_ids, signal)
 

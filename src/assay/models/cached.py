@@ -12,7 +12,7 @@ from assay.buckets import concatenated, top_k
 from assay.chunked import chunks
 from assay.divergences import hard_labels
 from assay.errors import AssayError
-from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE, tokens_at_once
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE, forecast_bytes, tokens_at_once
 from assay.models.language_model import LanguageModel, ListingModel
 from assay.types import Batch, Dense, States, TopK
 
@@ -33,8 +33,11 @@ class CachedLogProbs:
     Without ``top_k`` they are exact: kept whole for small vocabularies, as hidden states for large ones. With it the
     ``top_k`` most probable tokens are kept and the mass of all others. A model that gives no more than that
     (``ListingModel``) is taken at its word, which may list more tokens than asked for. ``signal`` makes a teacher
-    signal of what is kept; stored equals live. Raises AssayError when a model cannot list so many tokens.
+    signal of what is kept; stored equals live. Where ``in_memory`` is False, who asks does not hold what ``compute``
+    gives, but asks again. Raises AssayError when a model cannot list so many tokens.
     """
+
+    in_memory = True
 
     def __init__(self, model: LanguageModel | ListingModel, top_k: int | None = None) -> None:
         self.model = model
@@ -49,6 +52,22 @@ class CachedLogProbs:
             self.kind, self.num_listed = "top_k", min(top_k, model.vocab_size)
         else:
             self.kind = "log_probs" if model.vocab_size <= DENSE_VOCABULARY_LIMIT else "hidden"
+
+    @property
+    def kind_and_reason(self) -> str:
+        """What is kept of each law, and why."""
+        vocabulary = f"its vocabulary of {self.model.vocab_size:,}"
+        if self.kind == "top_k":
+            return f"the {self.num_listed:,} most probable tokens of {vocabulary}"
+        if self.kind == "log_probs":
+            return f"whole laws, as {vocabulary} is at most {DENSE_VOCABULARY_LIMIT:,}"
+        return f"states from which its head makes the laws, as {vocabulary} is above {DENSE_VOCABULARY_LIMIT:,}"
+
+    def most_bytes(self, num_tokens: int) -> int:
+        """What is kept at so many response tokens, in float32."""
+        width = getattr(self.model, "hidden_size", 0)  # asked for where states are kept: then there are some
+        listed = self.num_listed if self.kind == "top_k" else None
+        return forecast_bytes(num_tokens, width, self.model.vocab_size, listed)
 
     @torch.no_grad()
     def compute(self, batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> list[Kept]:

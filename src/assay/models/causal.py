@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,19 +78,17 @@ class CausalModel(PretrainedModel):
 
     def _hidden(self, batch: Batch, packed: bool) -> Tensor:
         fed = [(*prompt, *response[:-1]) for prompt, response in zip(batch.prompt_ids, batch.response_ids, strict=True)]
-        longest = max(map(len, fed))
-        places = first_fit(list(map(len, fed)), longest) if packed else [(row, 0) for row in range(len(fed))]
-        input_ids_BT = torch.zeros((1 + max(row for row, _ in places), longest), dtype=torch.long)
-        positions_BT = torch.zeros_like(input_ids_BT)  # padding begins anew at every token: nothing sees it
-        for (row, start), ids in zip(places, fed, strict=True):
-            input_ids_BT[row, start : start + len(ids)] = torch.tensor(ids)
-            positions_BT[row, start : start + len(ids)] = torch.arange(len(ids))
-        index_N = np.concatenate(
-            [
-                row * longest + start + len(prompt) - 1 + np.arange(length)
-                for (row, start), prompt, length in zip(places, batch.prompt_ids, batch.lengths, strict=True)
-            ]
-        )
+        lengths = list(map(len, fed))
+        longest = max(lengths)
+        places = first_fit(lengths, longest) if packed else [(row, 0) for row in range(len(fed))]
+        # all fed tokens, sequence after sequence: how far into its own each one is, and where it stands in the rows
+        positions_F = np.concatenate([np.arange(length) for length in lengths])
+        index_F = positions_F + np.repeat([row * longest + start for row, start in places], lengths)
+        shape = 1 + max(row for row, _ in places), longest
+        input_ids_BT, positions_BT = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        input_ids_BT.numpy().flat[index_F] = np.fromiter(itertools.chain.from_iterable(fed), np.int64, len(index_F))
+        positions_BT.numpy().flat[index_F] = positions_F  # padding begins anew at every token: nothing sees it
+        index_N = index_F[positions_F >= np.repeat([len(prompt) - 1 for prompt in batch.prompt_ids], lengths)]
         hidden_BTH = self.module.base_model(
             input_ids=input_ids_BT.to(self.device),
             position_ids=positions_BT.to(self.device) if packed else None,

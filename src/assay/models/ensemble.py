@@ -36,7 +36,6 @@ class Ensemble:
         self.members = members
         self.name = name
         ((_, self.vocab_size, self.eos_token_id),) = kinds
-        self._widths = [int(member.module.get_output_embeddings().weight.shape[1]) for member in members]  # type: ignore[union-attr]
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +51,11 @@ class Ensemble:
         """Raises AssayError when a sequence of these lengths is beyond the context of a member."""
         for member in self.members:
             member.check_lengths(num_prompt_tokens, num_response_tokens)
+
+    @property
+    def hidden_size(self) -> int:
+        """H: the members' features beside each other."""
+        return sum(member.hidden_size for member in self.members)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -71,7 +75,7 @@ class Ensemble:
 
     def head(self, hidden_NH: Float[Tensor, "N H"]) -> Float[Tensor, "N V"]:
         """log (1/k) Σ p_i, in nats, by log-sum-exp."""
-        parts = hidden_NH.split(self._widths, dim=-1)
+        parts = hidden_NH.split([member.hidden_size for member in self.members], dim=-1)
         log_p_KNV = torch.stack([member.head(part) for member, part in zip(self.members, parts, strict=True)])
         return log_p_KNV.logsumexp(dim=0) - math.log(len(self.members))
 

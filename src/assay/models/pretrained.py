@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -99,6 +101,11 @@ class PretrainedModel(ABC):
             total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()[:16]
 
+    @property
+    def hidden_size(self) -> int:
+        """H: the features of the states that ``hidden`` gives and ``head`` takes."""
+        return int(self._output_embeddings.weight.shape[1])
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it dropout is off; afterwards the module is in the mode it was in before."""
@@ -171,12 +178,14 @@ class PretrainedModel(ABC):
             return sample_responses(self, self._logits, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._output_embeddings(hidden) * self._logit_scale
+        logits = self._output_embeddings(hidden)
+        if self._logit_scale != 1.0:  # each of these is a pass over [N, V], forward and backward
+            logits = logits * self._logit_scale
         if self._logits_bias is not None:
             logits = logits + self._logits_bias
         if self._softcap is not None:
             logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits[..., : self.vocab_size]
+        return logits if logits.shape[-1] == self.vocab_size else logits[..., : self.vocab_size]
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -294,10 +303,8 @@ def sample_responses(
 
 def right_padded(rows: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
     """Rows with zeros after them, and the mask that is 1 where a row is."""
-    longest = max(map(len, rows))
-    input_ids_BT = torch.zeros((len(rows), longest), dtype=torch.long)
-    mask_BT = torch.zeros_like(input_ids_BT)
-    for i, row in enumerate(rows):
-        input_ids_BT[i, : len(row)] = torch.tensor(row)
-        mask_BT[i, : len(row)] = 1
-    return input_ids_BT, mask_BT
+    lengths_B = np.fromiter(map(len, rows), np.int64, len(rows))
+    mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+    input_ids_BT = np.zeros(mask_BT.shape, np.int64)
+    input_ids_BT[mask_BT] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths_B.sum())
+    return torch.from_numpy(input_ids_BT), torch.from_numpy(mask_BT.astype(np.int64))

@@ -23,12 +23,22 @@ from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_sty
 from assay.report.tables import Study, banded
 from assay.report.words import golden_axis, proxy_axis, readable, visible
 
-PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255")
+PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255", "#cc6677", "#117733", "#bbbbbb")
 _STAGE_COLOUR = "#9aa3ad"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FIXED_RANKS = {"offline": 0, "online_teacher": 1, "online_student": 2}
 _STAGE_NAMES = {"check_models": "checking the models", "sft": "SFT of teacher and student"}
-_PHASE_NAMES = {"sample": "sampling", "teacher": "teacher", "student": "student", "probe": "probe"}
+_PHASE_NAMES = {
+    "sample": "sampling",
+    "teacher": "teacher",
+    "student": "student",
+    "probe": "probe",
+    "setup": "loading",
+    "data": "batches",
+    "checkpoint": "checkpoints",
+    "write": "writing",
+    "rest": "other",
+}
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ _MANIFEST: Row = {
     "started_at": _TEXT,
     "wall_seconds": _NUMBER,
     "stage_seconds": {...: _MAYBE},
+    "?num_workers": _COUNT,
+    "?worker_seconds": {...: {"available": _NUMBER, "busy": _NUMBER, "cpu": _NUMBER}},
     "status": _TEXT,
 }
 _SUMMARY: Row = {
@@ -80,6 +82,7 @@ _SUMMARY: Row = {
             "generated_tokens": _COUNT,
             "teacher_tokens": _COUNT,
             "?kept_step": _COUNT,
+            "?teacher_signals": (str, type(None)),
             "?alarm_step": (int, type(None)),
             "?actions": [
                 {

@@ -20,6 +20,7 @@ from assay import runs
 from assay.errors import AssayError
 from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
+from assay.report.schedule import time_sentence
 from assay.report.style import PALETTE
 from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
 from assay.report.words import comparison, deed, duration, interval, meaning, nats, proxy, readable, visible
@@ -289,11 +290,13 @@ def provenance(run: Run) -> Row:
     """Where the numbers of a run come from, and the commands that make them again."""
     manifest = run.manifest
     commit = manifest["commit"] or "not in a git repository"
+    signals = {arm["source"]: arm["teacher_signals"] for arm in run.summary["arms"] if arm.get("teacher_signals")}
     facts = {
         "recipe": manifest["recipe"],
         "seed": manifest["seed"],
         "started": manifest["started_at"],
         "wall time": duration(manifest["wall_seconds"]),
+        "time spent": time_sentence(run) or "not recorded",
         "assay": manifest["assay_version"],
         "commit": commit + (" (with uncommitted changes)" if manifest["dirty"] else ""),
         "config hash": manifest["config_hash"],
@@ -306,6 +309,7 @@ def provenance(run: Run) -> Row:
         "groups": {
             "run": facts,
             "versions": manifest["versions"],
+            **({"teacher's signals": signals} if signals else {}),
             "model and data digests": manifest["digests"],
             "hardware": manifest["hardware"],
         },
