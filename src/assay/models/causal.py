@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from assay.errors import AssayError
+from assay.models.caches import StepMasks, preallocated
 from assay.models.pretrained import PretrainedModel
 from assay.types import Batch
 
@@ -101,7 +103,9 @@ class CausalModel(PretrainedModel):
         # the state before each token of (rest of the prompt, one token that is not fed)
         return self.hidden(Batch([ids[:1] for ids in prompt_ids], [(*ids[1:], 0) for ids in prompt_ids]))
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[_CausalDecoding, Tensor]:
+    def begin(
+        self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int
+    ) -> tuple[_CausalDecoding, Tensor]:
         """Decoding starts with the prompts themselves, padded on the left."""
         longest = max(map(len, prompt_ids))
         input_ids_BT = torch.zeros((len(prompt_ids), longest), dtype=torch.long)
@@ -109,7 +113,8 @@ class CausalModel(PretrainedModel):
         for i, prompt in enumerate(prompt_ids):
             input_ids_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
             mask_BT[i, longest - len(prompt) :] = 1
-        return _CausalDecoding(self.module, mask_BT.to(self.device)), input_ids_BT.to(self.device)
+        capacity = longest + max_response_tokens if self.preallocates else None
+        return _CausalDecoding(self.module, mask_BT.to(self.device), capacity), input_ids_BT.to(self.device)
 
     @property
     def _logit_scales(self) -> tuple[float, ...]:
@@ -135,28 +140,37 @@ def first_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
 
 
 class _CausalDecoding:
-    """The key-value cache of left-padded rows."""
+    """The key-value cache of left-padded rows: for ``capacity`` tokens, or one that grows."""
 
-    def __init__(self, module: PreTrainedModel, mask_BT: Tensor) -> None:
-        self._module: Any = module
-        self._cache = DynamicCache(config=module.config)
+    def __init__(self, module: PreTrainedModel, mask_BT: Tensor, capacity: int | None) -> None:
+        self._model: Any = module.base_model
+        self._cache = DynamicCache(config=module.config) if capacity is None else preallocated(module, capacity)
+        self._masks = None if capacity is None else StepMasks(module, mask_BT, capacity)
         self._mask_AT = mask_BT
         self._positions_AT = (mask_BT.cumsum(dim=-1) - 1).clamp_(min=0)
+        self._num_tokens = 0
 
     def feed(self, input_ids_AT: Tensor) -> Tensor:
         """See ``Decoding``."""
-        hidden_AH = self._module.base_model(
+        is_first = self._num_tokens == 0
+        self._num_tokens += input_ids_AT.shape[1]
+        if self._masks is None and not is_first:
+            self._mask_AT = pad(self._mask_AT, (0, 1), value=1)
+        hidden_AH = self._model(
             input_ids=input_ids_AT,
-            attention_mask=self._mask_AT,
+            attention_mask=self._mask_AT if is_first or self._masks is None else self._masks.after(self._num_tokens),
             position_ids=self._positions_AT,
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        self._mask_AT = torch.cat([self._mask_AT, self._mask_AT.new_ones(len(self._mask_AT), 1)], dim=-1)
         self._positions_AT = self._positions_AT[:, -1:] + 1
         return hidden_AH
 
     def keep(self, rows: Tensor) -> None:
         """See ``Decoding``."""
         self._cache.batch_select_indices(rows)
-        self._mask_AT, self._positions_AT = self._mask_AT[rows], self._positions_AT[rows]
+        self._positions_AT = self._positions_AT[rows]
+        if self._masks is None:
+            self._mask_AT = self._mask_AT[rows]
+        else:
+            self._masks.keep(rows)

@@ -99,9 +99,10 @@ class Ensemble:
         with self.evaluating(), torch.no_grad():
             return sample_responses(self, self.head, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[Decoding, Tensor]:
         """A decoding by every member, and the first tokens to feed them: one family begins alike."""
-        decodings, firsts = zip(*(member.begin(prompt_ids) for member in self.members), strict=True)
+        begun = [member.begin(prompt_ids, max_response_tokens) for member in self.members]
+        decodings, firsts = zip(*begun, strict=True)
         return _EnsembleDecoding(decodings), firsts[0]
 
 

@@ -108,7 +108,7 @@ class _World(ABC):
             if sampling_temperature == 0:
                 token_B = log_p_BV.argmax(dim=-1)
             else:
-                token_B = sampling.draw((log_p_BV / sampling_temperature).log_softmax(dim=-1), uniform_B)
+                token_B = sampling.draw(log_p_BV / sampling_temperature, uniform_B)
             columns.append(token_B)
             ended_B |= token_B == self.eos_token_id
             if ended_B.all():

@@ -17,7 +17,14 @@ from transformers import PreTrainedModel
 
 from assay.errors import AssayError
 from assay.models import sampling
+from assay.models.caches import can_preallocate
 from assay.types import Batch
+
+DECODING_BATCH_SIZE = 64
+"""Responses that are decoded together: more of them lose more to padding and caches than they save."""
+
+_RETIRE_BELOW = 0.7
+"""Rows that have ended leave once the others are this share or less: leaving copies what the others have seen."""
 
 
 @runtime_checkable
@@ -44,7 +51,7 @@ class Decoder(Protocol):
         """Where its inputs go."""
         ...
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[Decoding, Tensor]:
         """A decoding of responses to these prompts, and the first tokens to feed it."""
         ...
 
@@ -67,6 +74,9 @@ class PretrainedModel(ABC):
     prompts_are_closed = False
     """Whether the tokenizer's closing tokens end a prompt; where a response follows in the same row, they must not."""
 
+    preallocates: bool
+    """Whether decoding writes keys and values in place (``caches.py``); else transformers' growing cache is used."""
+
     def __init__(
         self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
     ) -> None:
@@ -84,6 +94,7 @@ class PretrainedModel(ABC):
         self._logits_bias: Tensor | None = getattr(module, "final_logits_bias", None)
         self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
         self._logit_scale: float = 1.0
+        self.preallocates = False
         self._check_head()
         self._check_decoding()
 
@@ -136,8 +147,13 @@ class PretrainedModel(ABC):
         """The last hidden state at every prompt token, prompt after prompt."""
 
     @abstractmethod
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Decoding, Int[Tensor, "B T"]]:
-        """A decoding of responses to these prompts, and the first tokens to feed it."""
+    def begin(
+        self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int
+    ) -> tuple[Decoding, Int[Tensor, "B T"]]:
+        """A decoding of responses to these prompts, and the first tokens to feed it.
+
+        Keys and values have room for ``max_response_tokens`` from the start where ``preallocates``.
+        """
 
     @abstractmethod
     def _hidden_and_logits(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,16 +229,18 @@ class PretrainedModel(ABC):
         )
 
     def _check_decoding(self) -> None:
-        problem = (
+        """Settles ``preallocates``, and refuses the model when it decodes as it scores with neither cache."""
+        error: Exception | None = None
+        for self.preallocates in (True, False) if can_preallocate(self.module) else (False,):
+            try:
+                if self._decodes_as_it_scores():
+                    return
+            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as raised:
+                error = raised
+        raise AssayError(
             f"model {self.name!r} ({type(self.module).__name__}) does not decode padded prompts with a cache as it "
             "scores them: its samples would not be its own; it is not supported"
-        )
-        try:
-            agrees = self._decodes_as_it_scores()
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise AssayError(problem) from error
-        if not agrees:
-            raise AssayError(problem)
+        ) from error
 
     @torch.no_grad()
     def _decodes_as_it_scores(self) -> bool:
@@ -231,7 +249,7 @@ class PretrainedModel(ABC):
         prompts = [(first,), (third, second, first)]
         with self.evaluating():
             scored_NV = self.log_probs(Batch(prompts, [(second, third)] * 2))
-            decoding, input_ids = self.begin(prompts)
+            decoding, input_ids = self.begin(prompts, 2)
             decoding.feed(input_ids)
             decoded_BV = self.head(decoding.feed(torch.tensor([[second], [second]], device=self.device)))
         rounding = 1e-2 if self.module.dtype == torch.float32 else 0.2
@@ -278,27 +296,51 @@ def sample_responses(
     max_response_tokens: int,
     sampling_temperature: float,
 ) -> list[tuple[int, ...]]:
-    """The decoding loop: one response per prompt, a token at a time from the softmax of ``logits`` of its state."""
-    uniforms_BT = torch.from_numpy(sampling.uniforms(seeds, max_response_tokens))
+    """One response per prompt, in their order, a token at a time from the softmax of ``logits`` of its state.
+
+    Prompts are decoded ``DECODING_BATCH_SIZE`` at a time, those of like length together.
+    """
+    responses: list[tuple[int, ...]] = [()] * len(prompt_ids)
+    by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
+    for start in range(0, len(by_length), DECODING_BATCH_SIZE):
+        part = by_length[start : start + DECODING_BATCH_SIZE]
+        uniforms_BT = torch.from_numpy(sampling.uniforms([seeds[i] for i in part], max_response_tokens))
+        rows = _decode(model, logits, [prompt_ids[i] for i in part], uniforms_BT, sampling_temperature)
+        for i, row in zip(part, rows.tolist(), strict=True):
+            responses[i] = sampling.until_end(row, model.eos_token_id)
+    return responses
+
+
+def _decode(
+    model: Decoder,
+    logits: Callable[[Tensor], Tensor],
+    prompt_ids: Sequence[tuple[int, ...]],
+    uniforms_BT: Tensor,
+    sampling_temperature: float,
+) -> Int[Tensor, "B T"]:
+    """The decoding loop: row i has its response, and after its end whatever was decoded until the row was retired."""
     token_ids_BT = torch.full(uniforms_BT.shape, model.eos_token_id)
     alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
-    decoding, input_ids = model.begin(prompt_ids)
-    for t in range(max_response_tokens):
+    going_A = torch.ones(len(prompt_ids), dtype=torch.bool)  # those of them that have not ended
+    decoding, input_ids = model.begin(prompt_ids, uniforms_BT.shape[1])
+    for t in range(uniforms_BT.shape[1]):
         logits_AV = logits(decoding.feed(input_ids)).float().cpu()
         if sampling_temperature == 0:
             token_A = logits_AV.argmax(dim=-1)
         else:
-            log_p_AV = (logits_AV / sampling_temperature).log_softmax(dim=-1)
-            token_A = sampling.draw(log_p_AV, uniforms_BT[alive_A, t])
+            tempered_AV = logits_AV if sampling_temperature == 1 else logits_AV / sampling_temperature
+            token_A = sampling.draw(tempered_AV, uniforms_BT[alive_A, t])
         token_ids_BT[alive_A, t] = token_A
-        going_A = ((token_ids_BT[alive_A, : t + 1] != model.eos_token_id).all(dim=-1)).nonzero()[:, 0]
-        if len(going_A) == 0:
+        going_A &= token_A != model.eos_token_id
+        num_going = int(going_A.sum())
+        if num_going == 0:
             break
-        if len(going_A) <= 0.7 * len(alive_A):
-            alive_A, token_A = alive_A[going_A], token_A[going_A]
-            decoding.keep(going_A.to(model.device))
+        if num_going <= _RETIRE_BELOW * len(alive_A):
+            rows = going_A.nonzero()[:, 0]
+            alive_A, token_A, going_A = alive_A[rows], token_A[rows], going_A[rows]
+            decoding.keep(rows.to(model.device))
         input_ids = token_A.unsqueeze(-1).to(model.device)
-    return [sampling.until_end(row, model.eos_token_id) for row in token_ids_BT.tolist()]
+    return token_ids_BT
 
 
 def right_padded(rows: Sequence[tuple[int, ...]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> np.ndarray:
@@ -29,15 +30,35 @@ def response_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def draw(log_p_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The smallest token whose cumulative probability exceeds the uniform: exact sampling, one pass over V.
+def draw(logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The smallest token whose cumulative probability exceeds the uniform: exact sampling from softmax(logits).
 
-    Probabilities are summed in float64 (a float32 sum over a large vocabulary loses the tail).
+    Searched on two levels, first among about √V blocks and then within one, so that V probabilities are passed over
+    once for their softmax and once for the blocks' sums. Cumulative sums are in float64 (in float32 they would lose the
+    tail of a large vocabulary); a block's own sum has the rounding of the probabilities. A token of probability 0 is
+    never drawn.
     """
-    cumulative_BV = log_p_BV.double().exp().cumsum(dim=-1)
-    threshold_B1 = uniforms_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
-    token_B = torch.searchsorted(cumulative_BV, threshold_B1, right=True).squeeze(-1)
-    return token_B.clamp_(max=log_p_BV.shape[-1] - 1)
+    p_BV = logits_BV.softmax(dim=-1)
+    block = 1 << logits_BV.shape[-1].bit_length() // 2
+    if p_BV.shape[-1] % block:
+        p_BV = pad(p_BV, (0, block - p_BV.shape[-1] % block))
+    blocks_BKW = p_BV.unflatten(-1, (-1, block))
+    block_B1, place_B1 = _inverse_cdf(blocks_BKW.sum(dim=-1), uniforms_B.to(p_BV.device).unsqueeze(-1))
+    rows_B1 = torch.arange(len(p_BV), device=p_BV.device).unsqueeze(-1)
+    within_B1, _ = _inverse_cdf(blocks_BKW[rows_B1, block_B1].squeeze(1), place_B1)
+    return (block_B1 * block + within_B1).squeeze(-1)
+
+
+def _inverse_cdf(mass_BK: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The cell that each uniform falls into, and where in that cell, again as a uniform in [0, 1)."""
+    cumulative_BK = mass_BK.cumsum(dim=-1, dtype=torch.float64)
+    total_B1 = cumulative_BK[:, -1:].contiguous()
+    threshold_B1 = uniforms_B1 * total_B1
+    cell_B1 = torch.searchsorted(cumulative_BK, threshold_B1, right=True)
+    # rounding may lift the threshold to the total: then the last cell that has mass
+    cell_B1 = torch.minimum(cell_B1, torch.searchsorted(cumulative_BK, total_B1))
+    mass_B1 = mass_BK.gather(-1, cell_B1).double()
+    return cell_B1, (threshold_B1 - cumulative_BK.gather(-1, cell_B1) + mass_B1) / mass_B1
 
 
 def until_end(row: Sequence[int], eos_token_id: int) -> tuple[int, ...]:

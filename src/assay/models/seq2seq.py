@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from assay.errors import AssayError
+from assay.models.caches import StepMasks, preallocated
 from assay.models.pretrained import PretrainedModel, right_padded
 from assay.types import Batch
 
@@ -70,11 +71,14 @@ class Seq2SeqModel(PretrainedModel):
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         return encoded_BTH[mask_BT.bool()]
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[_Seq2SeqDecoding, Tensor]:
+    def begin(
+        self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int
+    ) -> tuple[_Seq2SeqDecoding, Tensor]:
         """Decoding starts with the start token; the encoder runs here, once for each prompt."""
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         start_B1 = torch.full((len(prompt_ids), 1), self._start_token_id, device=self.device)
-        return _Seq2SeqDecoding(self.module, encoded_BTH, mask_BT), start_B1
+        capacity = max_response_tokens if self.preallocates else None
+        return _Seq2SeqDecoding(self.module, encoded_BTH, mask_BT, capacity), start_B1
 
     def _encode(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         input_ids_BT, mask_BT = (ids.to(self.device) for ids in right_padded(prompt_ids))
@@ -89,23 +93,31 @@ class Seq2SeqModel(PretrainedModel):
     def _hidden_and_logits(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
         start_B1 = torch.full_like(input_ids_BT[:, :1], self._start_token_id)
         output: Any = self.module(input_ids=input_ids_BT, decoder_input_ids=start_B1)
-        decoding, start_B1 = self.begin([tuple(row) for row in input_ids_BT.tolist()])
+        decoding, start_B1 = self.begin([tuple(row) for row in input_ids_BT.tolist()], 1)
         return decoding.feed(start_B1).unsqueeze(1), output.logits
 
 
 class _Seq2SeqDecoding:
     """The encoded prompts and the key-value caches of the decoder: its own, and the one over the prompts."""
 
-    def __init__(self, module: PreTrainedModel, encoded_BTH: Tensor, mask_BT: Tensor) -> None:
+    def __init__(self, module: PreTrainedModel, encoded_BTH: Tensor, mask_BT: Tensor, capacity: int | None) -> None:
         self._decoder: Any = module.get_decoder()
-        config = module.config
-        self._cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        own = DynamicCache(config=module.config) if capacity is None else preallocated(module, capacity)
+        self._cache = EncoderDecoderCache(own, DynamicCache(config=module.config))
         self._encoded_ATH, self._mask_AT = encoded_BTH, mask_BT
+        self._masks = None
+        if capacity is not None:
+            # no row of the decoder has padding, and what it may see of the prompts is the same at every step
+            self._masks = StepMasks(module, mask_BT.new_ones((1, 0)), capacity)
+            self._mask_AT = StepMasks(module, mask_BT, mask_BT.shape[1]).after(mask_BT.shape[1])
+        self._num_tokens = 0
 
     def feed(self, input_ids_AT: Tensor) -> Tensor:
         """See ``Decoding``."""
+        self._num_tokens += input_ids_AT.shape[1]
         return self._decoder(
             input_ids=input_ids_AT,
+            attention_mask=None if self._masks is None else self._masks.after(self._num_tokens),
             encoder_hidden_states=self._encoded_ATH,
             encoder_attention_mask=self._mask_AT,
             past_key_values=self._cache,
@@ -114,5 +126,6 @@ class _Seq2SeqDecoding:
 
     def keep(self, rows: Tensor) -> None:
         """See ``Decoding``."""
-        self._cache.batch_select_indices(rows)
+        for cache in (self._cache.self_attention_cache, self._cache.cross_attention_cache):
+            cache.batch_select_indices(rows)
         self._encoded_ATH, self._mask_AT = self._encoded_ATH[rows], self._mask_AT[rows]
