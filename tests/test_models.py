@@ -163,6 +163,7 @@ def test_equal_digests_mean_equal_weights() -> None:
 
 GENERATING = {
     "gpt2": lambda: gpt2(5),
+    "llama": lambda: llama(5),
     "qwen3": lambda: qwen3(5),
     "gemma2": lambda: gemma2(5),
     "t5": lambda: t5(5),

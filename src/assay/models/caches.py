@@ -38,7 +38,8 @@ class PreallocatedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         keys, values, num_new = self.keys, self.values, key_states.shape[-2]
-        assert keys is not None and values is not None
+        assert keys is not None
+        assert values is not None
         keys.narrow(2, self.length, num_new).copy_(key_states)
         values.narrow(2, self.length, num_new).copy_(value_states)
         first = first_seen(self.length + num_new, self.window) if self.length else 0
@@ -59,7 +60,8 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Goes on with these rows only."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
 
 

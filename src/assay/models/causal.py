@@ -103,9 +103,7 @@ class CausalModel(PretrainedModel):
         # the state before each token of (rest of the prompt, one token that is not fed)
         return self.hidden(Batch([ids[:1] for ids in prompt_ids], [(*ids[1:], 0) for ids in prompt_ids]))
 
-    def begin(
-        self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int
-    ) -> tuple[_CausalDecoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[_CausalDecoding, Tensor]:
         """Decoding starts with the prompts themselves, padded on the left."""
         longest = max(map(len, prompt_ids))
         input_ids_BT = torch.zeros((len(prompt_ids), longest), dtype=torch.long)

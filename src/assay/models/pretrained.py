@@ -17,11 +17,9 @@ from transformers import PreTrainedModel
 
 from assay.errors import AssayError
 from assay.models import sampling
+from assay.models.batching import SAMPLING_BATCH_SIZE
 from assay.models.caches import can_preallocate
 from assay.types import Batch
-
-DECODING_BATCH_SIZE = 64
-"""Responses that are decoded together: more of them lose more to padding and caches than they save."""
 
 _RETIRE_BELOW = 0.7
 """Rows that have ended leave once the others are this share or less: leaving copies what the others have seen."""
@@ -190,7 +188,7 @@ class PretrainedModel(ABC):
         (up to float rounding of the logits).
         """
         self._check_batch(Batch(prompt_ids, [(0,) * max_response_tokens] * len(prompt_ids)))
-        with self.evaluating(), torch.no_grad():
+        with self.evaluating(), torch.inference_mode():
             return sample_responses(self, self._logits, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -231,7 +229,8 @@ class PretrainedModel(ABC):
     def _check_decoding(self) -> None:
         """Settles ``preallocates``, and refuses the model when it decodes as it scores with neither cache."""
         error: Exception | None = None
-        for self.preallocates in (True, False) if can_preallocate(self.module) else (False,):
+        for preallocates in (True, False) if can_preallocate(self.module) else (False,):
+            self.preallocates = preallocates
             try:
                 if self._decodes_as_it_scores():
                     return
@@ -298,12 +297,12 @@ def sample_responses(
 ) -> list[tuple[int, ...]]:
     """One response per prompt, in their order, a token at a time from the softmax of ``logits`` of its state.
 
-    Prompts are decoded ``DECODING_BATCH_SIZE`` at a time, those of like length together.
+    At most ``SAMPLING_BATCH_SIZE`` prompts are decoded at a time, those of like length together.
     """
     responses: list[tuple[int, ...]] = [()] * len(prompt_ids)
     by_length = sorted(range(len(prompt_ids)), key=lambda i: len(prompt_ids[i]))
-    for start in range(0, len(by_length), DECODING_BATCH_SIZE):
-        part = by_length[start : start + DECODING_BATCH_SIZE]
+    for start in range(0, len(by_length), SAMPLING_BATCH_SIZE):
+        part = by_length[start : start + SAMPLING_BATCH_SIZE]
         uniforms_BT = torch.from_numpy(sampling.uniforms([seeds[i] for i in part], max_response_tokens))
         rows = _decode(model, logits, [prompt_ids[i] for i in part], uniforms_BT, sampling_temperature)
         for i, row in zip(part, rows.tolist(), strict=True):

@@ -71,9 +71,7 @@ class Seq2SeqModel(PretrainedModel):
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         return encoded_BTH[mask_BT.bool()]
 
-    def begin(
-        self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int
-    ) -> tuple[_Seq2SeqDecoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[_Seq2SeqDecoding, Tensor]:
         """Decoding starts with the start token; the encoder runs here, once for each prompt."""
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         start_B1 = torch.full((len(prompt_ids), 1), self._start_token_id, device=self.device)
