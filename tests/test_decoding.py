@@ -26,7 +26,6 @@ FAMILIES = {
     "bart": bart,
 }
 PROMPTS = [(5,), (7, 3, 9, 2), (4, 4), (11, 2, 8, 6, 1, 3)] * 5
-ALMOST_ONE = 1 - 2.0**-53
 
 
 @pytest.fixture(params=FAMILIES)
@@ -54,6 +53,16 @@ def test_a_drawn_token_is_where_the_uniform_falls_in_the_cdf(vocab_size: int, dt
     assert (uniforms_B <= upper_B + rounding).all()
 
 
+def test_tokens_of_little_mass_are_drawn_by_the_uniforms_within_them() -> None:
+    """Down to 1e-13 in float64, the uniform in the middle of each token's part of the CDF."""
+    logits_V = logits(1000, 1, scale=6.0, dtype=torch.float64)[0]
+    p_V = logits_V.softmax(dim=-1)
+    drawn_V = sampling.draw(logits_V.expand(1000, -1), p_V.cumsum(dim=-1) - p_V / 2)
+    seen_V = p_V > 1e-13
+    assert (p_V[seen_V] < 1e-8).sum() > 50
+    assert torch.equal(drawn_V[seen_V], torch.arange(1000)[seen_V])
+
+
 @pytest.mark.parametrize("vocab_size", [50, 32_000])
 def test_frequencies_of_drawn_tokens_are_those_of_the_softmax(vocab_size: int) -> None:
     """Pearson's chi-square over 50 groups of consecutive tokens, at about five sigma; fixed seeds."""
@@ -74,7 +83,7 @@ def test_frequencies_of_drawn_tokens_are_those_of_the_softmax(vocab_size: int) -
 def test_a_token_of_probability_zero_is_never_drawn(vocab_size: int) -> None:
     logits_V = torch.full((vocab_size,), -torch.inf)
     logits_V[[2, vocab_size // 2]] = torch.tensor([0.3, 0.1])
-    for uniform, token in ((0.0, 2), (0.5, 2), (0.6, vocab_size // 2), (ALMOST_ONE, vocab_size // 2)):
+    for uniform, token in ((0.0, 2), (0.5, 2), (0.6, vocab_size // 2), (1.0, vocab_size // 2)):
         assert sampling.draw(logits_V.unsqueeze(0), torch.tensor([uniform], dtype=torch.float64)).tolist() == [token]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
@@ -65,18 +66,21 @@ class PreallocatedLayer(CacheLayerMixin):
         self.keys, self.values = self.keys.index_select(0, indices), self.values.index_select(0, indices)
 
 
-class StepMasks:
-    """What every later token may see of the tokens before it, as transformers adds it to attention scores.
+def additive_mask(is_token_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, 1, tokens], added to attention scores: 0 where a row has a token, else the lowest number."""
+    mask_BT = torch.zeros(is_token_BT.shape, dtype=dtype, device=is_token_BT.device)
+    return mask_BT.masked_fill_(~is_token_BT.bool(), torch.finfo(dtype).min)[:, None, None]
 
-    0 where a row has a token, the lowest number of the dtype where it has padding. A mask that is ready spares
-    transformers making one for each step.
+
+class StepMasks:
+    """What every later token may see of the tokens before it, padding in the prompts left out.
+
+    A mask that is ready spares transformers making one for each step.
     """
 
     def __init__(self, module: PreTrainedModel, is_token_BT: Tensor, capacity: int) -> None:
-        rows, num_tokens = is_token_BT.shape
-        self._mask_A11T = torch.zeros((rows, 1, 1, capacity), dtype=module.dtype, device=is_token_BT.device)
-        lowest = torch.finfo(module.dtype).min
-        self._mask_A11T[:, 0, 0, :num_tokens].masked_fill_(~is_token_BT.bool(), lowest)
+        room_for = capacity - is_token_BT.shape[1]
+        self._mask_A11T = additive_mask(pad(is_token_BT, (0, room_for), value=1), module.dtype)
         self._windows = windows(module)
         self._kinds = getattr(module.config.get_text_config(decoder=True), "layer_types", None) or ()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from assay.errors import AssayError
-from assay.models.caches import StepMasks, preallocated
+from assay.models.caches import StepMasks, additive_mask, preallocated
 from assay.models.pretrained import PretrainedModel, right_padded
 from assay.types import Batch
 
@@ -107,7 +107,7 @@ class _Seq2SeqDecoding:
         if capacity is not None:
             # no row of the decoder has padding, and what it may see of the prompts is the same at every step
             self._masks = StepMasks(module, mask_BT.new_ones((1, 0)), capacity)
-            self._mask_AT = StepMasks(module, mask_BT, mask_BT.shape[1]).after(mask_BT.shape[1])
+            self._mask_AT = additive_mask(mask_BT, module.dtype)
         self._num_tokens = 0
 
     def feed(self, input_ids_AT: Tensor) -> Tensor:
