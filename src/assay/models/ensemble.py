@@ -96,7 +96,7 @@ class Ensemble:
         """
         for prompt in prompt_ids:
             self.check_lengths(len(prompt), max_response_tokens)
-        with self.evaluating(), torch.inference_mode():
+        with self.evaluating(), torch.no_grad():
             return sample_responses(self, self.head, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
     def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[Decoding, Tensor]:

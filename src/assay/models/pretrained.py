@@ -188,7 +188,7 @@ class PretrainedModel(ABC):
         (up to float rounding of the logits).
         """
         self._check_batch(Batch(prompt_ids, [(0,) * max_response_tokens] * len(prompt_ids)))
-        with self.evaluating(), torch.inference_mode():
+        with self.evaluating(), torch.no_grad():
             return sample_responses(self, self._logits, prompt_ids, seeds, max_response_tokens, sampling_temperature)
 
     def _logits(self, hidden: Tensor) -> Tensor:
