@@ -29,7 +29,7 @@ types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it 
 bench: .venv/.installed  ## speed on this machine, as ratios
 	$(BIN)/python benchmarks/speed.py
 
-chaos: .venv/.installed-dev  ## kill runs at 56 random moments and compare what they end in; about a quarter of an hour
+chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and compare what they end in; about a quarter of an hour
 	$(BIN)/python tests/chaos.py --write
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -90,27 +90,27 @@ def scenarios(url: str) -> list[Scenario]:
     asked = ["--server", url, "--number", "2", "--concurrency", "2"]
     sweep = ["--axes", "distillation.training.divergence=forward_kl,reverse_kl", "--runs", "runs"]
     return [
-        Scenario("run", run, place_of_run, 12, 6, {"config.json": text_of(controlled())}),
-        Scenario("distill", run, place_of_run, 8, 4, {"config.json": text_of(without_oracle())}),
+        Scenario("run", run, place_of_run, 16, 6, {"config.json": text_of(controlled())}),
+        Scenario("distill", run, place_of_run, 10, 4, {"config.json": text_of(without_oracle())}),
         Scenario(
             "policy",
             [str(Path(__file__).with_name("alarmed.py")), *run[2:]],
             place_of_run,
-            *(8, 4),
+            *(10, 4),
             {"config.json": text_of(with_policies())},
         ),
         Scenario(
             "sweep",
             ["-m", "assay", "sweep", "config.json", *sweep],
             place_of_sweep,
-            *(4, 4),
+            *(6, 4),
             {"config.json": text_of(dataclasses.replace(controlled(), arms=controlled().arms[:1]))},
         ),
         Scenario(
             "answers",
             ["-m", "assay", "answers", "prompts.jsonl", *asked, "--out", "answers.jsonl"],
             place_of_answers,
-            *(3, 3),
+            *(6, 3),
             {"prompts.jsonl": rows},
         ),
     ]
@@ -357,7 +357,7 @@ def draw(scenario: Scenario, duration: float, generator: random.Random) -> list[
     # before a tenth it has only begun to import
     parts = [(i + generator.random()) / scenario.singles for i in range(scenario.singles)]
     singles = [[(duration * (0.1 + 0.9 * part), whom())] for part in parts]
-    row = [(duration * generator.uniform(0.2, 0.9), whom()) for _ in range(scenario.row)]
+    row = [(duration * generator.uniform(0.3, 0.7), whom()) for _ in range(scenario.row)]
     return [row, *singles]
 
 
