@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from assay import ranks
 from assay.buckets import lists_all, on_same_buckets
 from assay.estimators import negative_log_likelihood, rao_blackwell
 from assay.models.batching import SCORING_BATCH_SIZE
@@ -53,7 +54,8 @@ class PerPrompt:
 class FrozenSet:
     """Fixed sequences with what a frozen walker says about them, scored against any student.
 
-    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone.
+    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone. Of several
+    ranks each keeps and scores its own rows, and all have the values of all.
     """
 
     metric: str
@@ -66,9 +68,11 @@ class FrozenSet:
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
+        mine = ranks.rows(len(self.batch))
+        self._mine = Batch([self.batch.prompt_ids[i] for i in mine], [self.batch.response_ids[i] for i in mine])
         if self.walker is not None:
             self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
-            self.kept = self._cache.compute(self.batch, self.batch_size)
+            self.kept = self._cache.compute(self._mine, self.batch_size)
 
     @torch.no_grad()
     def against(self, student: LanguageModel) -> tuple[PerPrompt, dict[str, float | None]]:
@@ -78,9 +82,9 @@ class FrozenSet:
         For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
         the walker's ``TOP`` most probable tokens that are among the student's.
         """
-        values = np.zeros(len(self.batch))
+        found = np.zeros(len(self._mine))
         entropy = overlap = 0.0
-        for rows, part in by_length(self.batch, self.batch_size):
+        for rows, part in by_length(self._mine, self.batch_size):
             with student.evaluating():
                 log_q_NV = student.log_probs(part)
             if self.walker is None:
@@ -93,12 +97,14 @@ class FrozenSet:
                 overlap += top_overlap(signal, log_q_NV) if self.metric == "proxy" else 0.0
             if self.metric == "proxy":
                 entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-            values[rows] = value_B.double().cpu().numpy()
+            found[rows] = value_B.double().cpu().numpy()
+        values = np.array(ranks.shared(self.metric, len(self.batch), lambda _: found.tolist()))
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
         if self.metric != "proxy":
             return per_prompt, {}
         num_tokens = self.batch.num_tokens
+        entropy, overlap = ranks.totals(f"the monitors of the {self.metric}", (entropy, overlap))
         top = None if self.walker is None else overlap / num_tokens
         return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": top}
 
@@ -111,16 +117,17 @@ class FrozenSet:
         """
         if self.walker is None:
             return {"teacher_entropy_nats_per_token": None}
-        entropy, mass, is_whole = 0.0, 0.0, True
-        for rows, _ in by_length(self.batch, self.batch_size):
+        entropy, mass, num_partial = 0.0, 0.0, 0
+        for rows, _ in by_length(self._mine, self.batch_size):
             signal = self._cache.signal([self.kept[row] for row in rows])
             if isinstance(signal, TopK):
-                is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
+                num_partial += not lists_all(signal, self._cache.model.vocab_size)
                 mass += float(signal.log_p_NK.exp().sum())
             entropy -= _sum_p_log_p(signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK)
+        entropy, mass, num_partial = ranks.totals("the teacher's law", (entropy, mass, num_partial))
         num_tokens = self.batch.num_tokens
         listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
-        return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}
+        return {"teacher_entropy_nats_per_token": entropy / num_tokens if num_partial == 0 else None, **listed}
 
 
 def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from assay import runs
+from assay import ranks, runs
 from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
@@ -127,6 +127,9 @@ class Recorder:
             self.policy.carried_out(action, score)
         if self.policy.arm.policy != "off":
             record["alarm"] = self.policy.is_alarmed
+        if ranks.num_ranks() > 1:
+            measured = {key: value for key, value in record.items() if key != "seconds"}
+            ranks.agree(f"the record and the student of step {state.step}", f"{measured} {student.digest}")
         runs.append_record(self.log, record)
         return record, action
 

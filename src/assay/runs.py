@@ -1,4 +1,8 @@
-"""One run directory: files that are written whole or not at all, and a log that is only ever appended to."""
+"""One run directory: files that are written whole or not at all, and a log that is only ever appended to.
+
+Where several processes go through one run together (``ranks``), one of them writes; in the others a call returns, or
+raises, once that one has written.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +25,64 @@ from assay.errors import AssayError
 
 LOCK = ".lock"
 
+SECONDS_TO_APPEAR = 60.0
+"""How long a shared file system may take to show one machine what another has written."""
+
+OneWriter = Callable[[str, Callable[[], None]], bool]
+
+
+def _alone(what: str, write: Callable[[], None]) -> bool:
+    write()
+    return True
+
+
+_one_writer: OneWriter = _alone
+
+
+def let_one_write(one_writer: OneWriter | None) -> None:
+    """From now on ``one_writer`` is given whatever is to be written; None: every process writes for itself.
+
+    It is called with a few words on what is written and the writing itself, which it does or leaves to another
+    process; it returns, or raises what that raised, once it is done, and says whether it was done here.
+    """
+    global _one_writer
+    _one_writer = one_writer or _alone
+
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    """Writes ``path``, or waits until the process that does has written it and it can be seen here."""
+    if _one_writer(f"writing {str(path)!r}", write):
+        return
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise AssayError(
+                f"{str(path)!r} was written by another rank and is not to be seen here: all machines of a run need one "
+                "file system that they share; choose a folder in it (--out)"
+            )
+        time.sleep(0.05)
+
 
 def prepare_folder(folder: Path) -> None:
     """Makes the run folder; AssayError when that is not allowed or something else is in the way."""
-    with readable_errors(folder, "make the run folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def make() -> None:
+        with readable_errors(folder, "make the run folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    _write(folder, make)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the run folder for this process; a second process is refused (the lock dies with its holder)."""
+    with ExitStack() as held:
+        _one_writer(f"locking {str(folder)!r}", lambda: held.enter_context(_lock_of(folder)))
+        yield
+
+
+@contextmanager
+def _lock_of(folder: Path) -> Iterator[None]:
     with readable_errors(folder, "write in"):
         file = (folder / LOCK).open("a")
     with file:
@@ -55,11 +108,19 @@ def readable_errors(path: Path, doing: str) -> Iterator[None]:
         raise AssayError(f"cannot {doing} {str(path)!r}: {error.strerror or error}: {advice}") from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, by_each: bool = False) -> None:
     """Calls ``write`` on a temporary path beside ``path`` and renames it: readers see all of it or nothing.
 
-    ``write`` may make a file or a folder. Nothing is left behind when it fails.
+    ``write`` may make a file or a folder. Nothing is left behind when it fails. ``by_each``: every process writes a
+    path of its own, whatever the others do.
     """
+    if by_each:
+        _write_atomically(path, write)
+    else:
+        _write(path, lambda: _write_atomically(path, write))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     with readable_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -130,10 +191,14 @@ def damaged(path: Path, error: Exception) -> AssayError:
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Appends one JSON line and flushes it to the disk."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with readable_errors(path, "write"), path.open("a", encoding="utf-8") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+
+    def append() -> None:
+        with readable_errors(path, "write"), path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    _write(path, append)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +231,11 @@ def _flush(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a folder by renaming it first, so that a half-removed folder is never taken for a whole one."""
-    with readable_errors(path, "remove"):
-        doomed = path.with_name(f".{path.name}.removed")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)
+
+    def rename_and_remove() -> None:
+        with readable_errors(path, "remove"):
+            doomed = path.with_name(f".{path.name}.removed")
+            os.replace(path, doomed)
+            shutil.rmtree(doomed)
+
+    _one_writer(f"removing {str(path)!r}", rename_and_remove)

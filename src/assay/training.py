@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from assay import runs
+from assay import ranks, runs
 from assay.buckets import lists_all, on_same_buckets
 from assay.config import TrainingConfig
 from assay.divergences import DIVERGENCES, divergence, hard_labels, reverse_kl
@@ -123,18 +123,25 @@ def train_step(
     config: TrainingConfig,
     start: LanguageModel | None = None,
 ) -> float:
-    """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite."""
+    """One optimiser step; returns the loss in nats per response token. Raises AssayError if it is not finite.
+
+    Of several ranks each learns from its rows of the batch; loss and gradient are their sums, so all step alike.
+    """
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    size = math.ceil(len(batch) / config.num_micro_batches)
-    for first in range(0, len(batch), size):
-        with autocast:
-            loss = distillation_loss(student, batch[first : first + size], config, start) / batch.num_tokens
-        loss.backward()
-        total += loss.item()
+    mine = batch[ranks.part(len(batch))]
+    size = max(1, math.ceil(len(mine) / config.num_micro_batches))
+    with ranks.own_random_numbers(step):
+        for first in range(0, len(mine), size):
+            with autocast:
+                loss = distillation_loss(student, mine[first : first + size], config, start) / batch.num_tokens
+            loss.backward()
+            total += loss.item()
+    (total,) = ranks.totals("the loss", (total,))
     if not math.isfinite(total):
         raise AssayError(f"the loss is {total} at step {step}: {_ADVICE}")
+    ranks.sum_gradients(student.module.parameters())
     norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
     if not math.isfinite(norm):
         raise AssayError(f"the gradient's norm is {norm} at step {step}: {_ADVICE}")

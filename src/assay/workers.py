@@ -74,24 +74,26 @@ def end(executor: Executor) -> None:
         process.join()
 
 
-def run_stage(experiment: Experiment, folder: Path, stage: str, *arguments: Any) -> Any:
-    """Runs ``stages.<stage>`` of an experiment in this process."""
-    from assay import stages
-
-    try:
-        return getattr(stages, stage)(experiment, folder, *arguments, report=_report)
-    except AssayError as error:
-        if stage == "run_arm":
-            raise AssayError(f"arm {arguments[0]!r}: {error}") from error
-        raise
-
-
 _messages: Any = None
 
 
 def _report(progress: Progress) -> None:
     if _messages is not None:
         _messages.put(progress)
+
+
+def run_stage(
+    experiment: Experiment, folder: Path, stage: str, *arguments: Any, report: Callable[[Progress], None] = _report
+) -> Any:
+    """Runs ``stages.<stage>`` of an experiment in this process; ``report`` is told where it stands."""
+    from assay import stages
+
+    try:
+        return getattr(stages, stage)(experiment, folder, *arguments, report=report)
+    except AssayError as error:
+        if stage == "run_arm":
+            raise AssayError(f"arm {arguments[0]!r}: {error}") from error
+        raise
 
 
 def _start_worker(messages: Any) -> None:

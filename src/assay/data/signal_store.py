@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from assay import runs
+from assay import ranks, runs
 from assay.config import digest_of
 from assay.errors import AssayError
 from assay.models.batching import SCORING_BATCH_SIZE
@@ -80,7 +80,7 @@ class SignalStore(CachedLogProbs):
         self._places: dict[str, Path] = {}  # the shard that holds an address
         self._digests: dict[Path, str | None] = {}  # of the shards seen so far
         self._verified: set[Path] = set()
-        _write_or_compare(self.folder / "key.json", key)
+        ranks.by_first("the key of the signal store", lambda: _write_or_compare(self.folder / "key.json", key))
 
     def take(self, batch: Batch) -> list[Kept | None]:
         """What the store holds of each sequence; None where that is nothing."""
@@ -175,7 +175,7 @@ class SignalStore(CachedLogProbs):
             (path / _TENSORS).write_bytes(content)
             (path / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-        runs.write_atomically(shard, write)
+        runs.write_atomically(shard, write, by_each=True)
         self._digests[shard] = index["sha256"]
         self._verified.add(shard)
         self._places.update(dict.fromkeys(entries, shard))
