@@ -1,0 +1,220 @@
+"""Several processes, one model: real ranks under torchrun, against a process on its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from assay import runs
+from assay.config import Experiment, to_dict
+from command_line import assay
+from ranks_in_step import PROMPTS, SPREAD
+from runs_in_process import run_in_process
+from test_experiment import small, without_times
+
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+    *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+]
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two ranks on this machine that find each other by a port that is free."""
+    return subprocess.run([*TORCHRUN, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+
+
+IN_STEP = Path(__file__).with_name("ranks_in_step.py")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("found")
+    ended = torchrun(IN_STEP, folder)
+    assert ended.returncode == 0, ended.stderr
+    values = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [value["num_ranks"] for value in values] == [2, 2]
+    return folder, values
+
+
+Found = tuple[Path, list[dict[str, Any]]]
+
+
+def test_two_ranks_take_the_step_of_one_whatever_the_rows(found: Found) -> None:
+    for value in found[1]:
+        alone, together = value["alone"]["steps"], value["together"]["steps"]
+        assert alone.keys() == together.keys() == {f"{n}/{m}" for n in SPREAD[1:] for m in (1, 2)}
+        for name in alone:
+            assert together[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-4)
+            np.testing.assert_allclose(together[name]["weights"], alone[name]["weights"], rtol=1e-4, atol=1e-6)
+            assert alone[name]["losses"][-1] < alone[name]["losses"][0]
+
+
+def test_both_ranks_hold_the_same_bits(found: Found) -> None:
+    first, second = found[1]
+    assert first["together"] == second["together"]
+    assert first["digests"] == second["digests"]
+    assert first["dropout_digest"] == second["dropout_digest"]
+
+
+def test_responses_and_metrics_do_not_depend_on_the_number_of_ranks(found: Found) -> None:
+    for value in found[1]:
+        alone, together = value["alone"], value["together"]
+        assert together["texts"] == alone["texts"]
+        for name in ("nll", "kl"):
+            assert len(alone[name]) == len(PROMPTS)
+            np.testing.assert_allclose(together[name], alone[name], rtol=1e-5)
+        assert together["monitors"] == pytest.approx(alone["monitors"], rel=1e-5)
+
+
+def test_rows_are_shared_out_and_come_back_in_order(found: Found) -> None:
+    first, second = found[1]
+    assert first["shared"] == second["shared"] == [[10 * row + row % 2 for row in range(n)] for n in SPREAD]
+    assert [a + b for a, b in zip(first["parts"], second["parts"], strict=True)] == [list(range(n)) for n in SPREAD]
+
+
+def test_a_gradient_is_summed_where_any_rank_has_one(found: Found) -> None:
+    assert all(value["gradients"] == [[3.0, 3.0], [5.0, 5.0], None] for value in found[1])
+
+
+def test_ranks_have_random_numbers_of_their_own_only_where_they_ask(found: Found) -> None:
+    first, second = found[1]
+    assert first["own_numbers"] != second["own_numbers"]
+    assert first["common_numbers"] == second["common_numbers"]
+
+
+def test_one_rank_writes_and_all_know_what_came_of_it(found: Found) -> None:
+    folder, values = found
+    assert runs.read_records(folder / "log.jsonl") == [{"rank": 0}]
+    for value in values:
+        assert value["read"] == "0"
+        assert "No space left on device: free space; the same command then resumes" in value["full"]
+        assert value["by_first"] == 100
+    assert values[0]["full"] == values[1]["full"]
+    assert not (folder / "text").exists()
+
+
+def test_ranks_that_disagree_or_are_out_of_step_are_told(found: Found) -> None:
+    for value in found[1]:
+        assert "the 2 ranks do not agree on the weather" in value["disagreed"]
+        assert "the ranks are not in step" in value["out_of_step"]
+
+
+@pytest.mark.parametrize("how", ["killed", pytest.param("error", marks=pytest.mark.slow)])
+def test_a_rank_that_ends_ends_all(tmp_path: Path, how: str) -> None:
+    ended = torchrun("--monitor-interval", "5", IN_STEP, tmp_path, how)
+    assert ended.returncode != 0
+    said = (tmp_path / "said.txt").read_text()
+    assert said.startswith("rank 0 of 2 has lost another at the loss")
+
+
+def tiny() -> Experiment:
+    """Both ways to draw responses that differ for ranks: the frozen teacher's, and those of the student as it learns."""
+    experiment = small(num_steps=6)
+    training = dataclasses.replace(experiment.distillation.training, checkpoint_every=2, batch_size=15)
+    return dataclasses.replace(
+        experiment,
+        arms=(experiment.arms[0], dataclasses.replace(experiment.arms[2], policy="warn")),
+        stage_one=dataclasses.replace(experiment.stage_one, num_oracle_prompts=64, batch_size=32),
+        distillation=dataclasses.replace(experiment.distillation, num_prompts=32, training=training),
+        probe=dataclasses.replace(
+            experiment.probe, num_prompts=33, num_train_pairs=16, num_monitored=5, num_evaluations=4, num_shown=5
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.json"
+    path.write_text(json.dumps(to_dict(tiny())))
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run_in_process(tiny(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    ended = torchrun("-m", "assay", "run", config, "--out", folder)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("assay: 2 ranks") == 1
+    assert ended.stdout.count(str(folder / "report.html")) == 1
+    assert runs.read_json(folder / "manifest.json")["num_ranks"] == 2
+    return folder
+
+
+def assert_same(records: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Up to float32 rounding, which AdamW's first steps magnify where a gradient is near 0."""
+    assert [(r["arm"], r["step"]) for r in records] == [(r["arm"], r["step"]) for r in expected]
+    for record, other in zip(records, expected, strict=True):
+        assert record.keys() == other.keys()
+        for key, value in record.items():
+            near = pytest.approx(other[key], rel=1e-4, abs=1e-5) if isinstance(value, float) else other[key]
+            assert key == "seconds" or value == near, (record["arm"], record["step"], key)
+
+
+def test_a_run_of_two_ranks_is_that_of_one(one: Path, two: Path) -> None:
+    assert_same(*(runs.read_records(folder / "metrics.jsonl") for folder in (two, one)))
+    ours, theirs = (pq.read_table(folder / "probe.parquet") for folder in (two, one))
+    assert ours.drop(["value_nats"]).equals(theirs.drop(["value_nats"]))
+    np.testing.assert_allclose(ours["value_nats"], theirs["value_nats"], rtol=1e-3, atol=1e-4)
+    assert pq.read_table(two / "responses.parquet").equals(pq.read_table(one / "responses.parquet"))
+    names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (two, one)]
+    assert names[0] - {".lock"} == names[1]
+
+
+def killed_in_its_second_arm(config: Path, folder: Path) -> None:
+    """Starts the run with two ranks and kills them all at the second checkpoint of its last arm."""
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "assay", "run", str(config), "--out", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "arms" / "offline" / "checkpoints" / "step-00000004").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "arms" / "offline" / "finished.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_killed_run_is_resumed_by_two_ranks_or_by_one(config: Path, two: Path, tmp_path: Path, num_ranks: int) -> None:
+    folder = tmp_path / "run"
+    killed_in_its_second_arm(config, folder)
+    command = ("-m", "assay", "run", config, "--out", folder)
+    ended = torchrun(*command) if num_ranks == 2 else assay(*command[2:])
+    assert ended.returncode == 0, ended.stderr
+    found, expected = (runs.read_records(f / "metrics.jsonl") for f in (folder, two))
+    assert_same(found, expected)
+    assert pq.read_table(folder / "responses.parquet").equals(pq.read_table(two / "responses.parquet"))
+    if num_ranks == 2:
+        assert [without_times(r) for r in found] == [without_times(r) for r in expected]
+        assert pq.read_table(folder / "probe.parquet").equals(pq.read_table(two / "probe.parquet"))
+
+
+def test_commands_of_one_process_are_refused_under_a_launcher() -> None:
+    several = {**os.environ, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = [sys.executable, "-m", "assay", "recipes"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=several, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "`assay recipes` is not for several processes" in ended.stderr
