@@ -6,12 +6,14 @@ import copy
 import errno
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from assay import ranks, runs
@@ -19,13 +21,20 @@ from assay.config import TrainingConfig
 from assay.errors import AssayError
 from assay.evaluation import write_responses
 from assay.frozen_set import FrozenSet
+from assay.models.averaging import Learner
+from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
-from assay.training import train_step
-from assay.types import Batch, Dense, Prompt, Response
-from tiny_models import gpt2
+from assay.training import FitState, fit, train_step
+from assay.types import Action, Batch, Dense, Prompt, Response
+from tiny_models import gpt2, llama, t5
 
 PROMPTS = [(1, 2), (3,), (4, 5, 6), (7, 8), (9,)]
 RESPONSES = [(2, 3, 0), (5, 0), (7, 8, 9, 1, 0), (11, 0), (12, 13, 0)]
+MODELS: dict[str, Callable[[], PretrainedModel]] = {
+    "tied causal": lambda: gpt2(seed=1),
+    "untied causal": lambda: llama(seed=1),
+    "encoder-decoder": lambda: t5(seed=1),
+}
 SPREAD = [0, 1, 2, 5]
 """Numbers of rows that two ranks share; with one, a rank has none."""
 
@@ -37,36 +46,90 @@ def batch_of(num_rows: int) -> Batch:
         return Batch(batch.prompt_ids, batch.response_ids, Dense(gpt2(seed=5).log_probs(batch)))
 
 
-def trained(num_rows: int, num_micro_batches: int, dropout: float = 0.0) -> tuple[list[float], PretrainedModel]:
-    """Losses of three steps on the same batch, and the model after them."""
-    model = gpt2(seed=1, dropout=dropout)
-    model.module.train()
-    config = TrainingConfig(learning_rate=1e-2, warmup_steps=0, num_micro_batches=num_micro_batches)
+def trained(num_rows: int, student: PretrainedModel, **training: Any) -> tuple[list[float], Learner]:
+    """Losses of three steps on the same batch, and what has learned."""
+    config = TrainingConfig(learning_rate=1e-2, warmup_steps=0, max_grad_norm=0.5, **training)
+    learner = Learner(student, config)
+    learner.model.module.train()
     # with AdamW's own eps a gradient that is all rounding would move its weight as far as any other
-    optimizer = AdamW(model.module.parameters(), lr=config.learning_rate, weight_decay=0.1, eps=1e-3)
+    parameters = learner.model.module.parameters()
+    optimizer = AdamW(parameters, lr=config.learning_rate, weight_decay=0.1, eps=1e-3, foreach=False)
     torch.manual_seed(3)
-    losses = [train_step(model, optimizer, batch_of(num_rows), step, config) for step in range(3)]
-    return losses, model
+    losses = []
+    for step in range(3):
+        losses.append(train_step(learner.model, optimizer, batch_of(num_rows), step, config))
+        learner.follow()
+    return losses, learner
+
+
+def steps(parallel: Literal["replicate", "shard"]) -> dict[str, Any]:
+    """Losses, and weights at the end, by the model and the numbers of rows and micro-batches."""
+    found: dict[str, Any] = {}
+    for name, make in MODELS.items():
+        for num_rows in SPREAD[1:]:
+            size = {"num_micro_batches": min(num_rows, 2), "gradient_checkpointing": num_rows == 5}
+            losses, learner = trained(num_rows, make(), parallel=parallel, **size)
+            weights = torch.cat([p.detach().flatten() for p in learner.student.module.parameters()])
+            found[f"{name}, {num_rows} rows"] = {"losses": losses, "weights": weights.tolist()}
+    return found
 
 
 def measured() -> dict[str, Any]:
     """Training, sampling and scoring, as this process does them alone or in company."""
-    steps: dict[str, Any] = {}
-    for num_rows in SPREAD[1:]:
-        for num_micro_batches in (1, 2):
-            losses, model = trained(num_rows, min(num_rows, num_micro_batches))
-            weights = torch.cat([p.detach().flatten() for p in model.module.parameters()])
-            steps[f"{num_rows}/{num_micro_batches}"] = {"losses": losses, "weights": weights.tolist()}
     prompts = [Prompt(str(i), "", ids) for i, ids in enumerate(PROMPTS)]
     texts = write_responses(gpt2(seed=2), "teacher", prompts, 6, purpose="test", seed=0)
     frozen = FrozenSet("proxy", prompts, [Response(str(i), r, "teacher", False) for i, r in enumerate(RESPONSES)], None)
     walked = FrozenSet("proxy", prompts, texts, gpt2(seed=2), batch_size=2)
     return {
-        "steps": steps,
+        "steps": steps("replicate"),
         "texts": [list(text.token_ids) for text in texts],
         "nll": frozen.against(gpt2(seed=4))[0].value_nats.tolist(),
         "kl": walked.against(gpt2(seed=4))[0].value_nats.tolist(),
         "monitors": walked.against(gpt2(seed=4))[1] | walked.of_the_walker(),
+    }
+
+
+class OneBatch:
+    """A source of the same five rows at every step."""
+
+    def batch(self, step: int, student: LanguageModel) -> Batch:
+        return batch_of(5)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        pass
+
+    def carry_out(self, action: Action) -> None:
+        pass
+
+
+def fitted(folder: Path, until: int | None = None) -> list[float]:
+    """Losses of six steps with divided layers; with ``until`` all ends there, and the same call goes on."""
+
+    def end(state: FitState) -> None:
+        if state.step == until:
+            raise AssayError("as was said")
+
+    config = TrainingConfig(
+        num_steps=6, learning_rate=1e-2, warmup_steps=0, checkpoint_every=3, parallel="shard", weight_decay=0.1
+    )
+    return fit(gpt2(seed=1), OneBatch(), config, before_step=end, checkpoints=folder).losses
+
+
+def shares() -> dict[str, list[int]]:
+    """How many numbers of each weight, its gradient and its moments this rank holds, and how many there are."""
+    learner = Learner(gpt2(seed=1), TrainingConfig(parallel="shard"))
+    optimizer = AdamW(learner.model.module.parameters(), foreach=False)
+    train_step(learner.model, optimizer, batch_of(5), 0, TrainingConfig())
+
+    def held(tensor: Any) -> int:
+        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel()
+
+    return {
+        name: [p.numel(), *map(held, (p, p.grad, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]))]
+        for name, p in learner.model.module.named_parameters()
     }
 
 
@@ -109,14 +172,18 @@ def main(folder: Path) -> None:
     ranks.start()
     me = ranks.rank()
     found: dict[str, Any] = {"num_ranks": ranks.num_ranks(), "alone": alone, "together": measured()}
-    found["digests"] = [trained(5, 2)[1].digest, trained(1, 1)[1].digest]
+    found["divided"] = steps("shard")
+    found["shares"] = shares()
+    found["ended"] = refused(lambda: fitted(folder / "checkpoints", until=4))
+    ranks.by_first("a copy", lambda: str(shutil.copytree(folder / "checkpoints", folder / "kept")))
+    found["resumed"] = fitted(folder / "checkpoints")
     found["shared"] = [ranks.shared("rows", n, lambda rows: [10 * row + me for row in rows]) for n in SPREAD]
     found["parts"] = [list(range(n))[ranks.part(n)] for n in SPREAD]
     found["gradients"] = unused_stay_without_a_gradient()
     with ranks.own_random_numbers(4):
         found["own_numbers"] = torch.rand(3).tolist()
     found["common_numbers"] = torch.rand(3).tolist()
-    found["dropout_digest"] = trained(4, 1, dropout=0.3)[1].digest
+    found["dropout_digest"] = trained(4, gpt2(dropout=0.3))[1].student.digest
     runs.append_record(folder / "log.jsonl", {"rank": me})
     runs.write_text(folder / "who.txt", str(me))
     found["read"] = (folder / "who.txt").read_text()

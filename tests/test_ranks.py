@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from assay import runs
 from assay.config import Experiment, to_dict
 from command_line import assay
-from ranks_in_step import PROMPTS, SPREAD
+from ranks_in_step import MODELS, PROMPTS, SPREAD, fitted
 from runs_in_process import run_in_process
 from test_experiment import small, without_times
 
@@ -50,20 +51,41 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 Found = tuple[Path, list[dict[str, Any]]]
 
 
-def test_two_ranks_take_the_step_of_one_whatever_the_rows(found: Found) -> None:
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+def test_two_ranks_take_the_step_of_one_whatever_the_rows(found: Found, parallel: str) -> None:
     for value in found[1]:
-        alone, together = value["alone"]["steps"], value["together"]["steps"]
-        assert alone.keys() == together.keys() == {f"{n}/{m}" for n in SPREAD[1:] for m in (1, 2)}
+        alone = value["alone"]["steps"]
+        together = value["together"]["steps"] if parallel == "replicate" else value["divided"]
+        assert alone.keys() == together.keys() == {f"{model}, {n} rows" for model in MODELS for n in SPREAD[1:]}
         for name in alone:
-            assert together[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-4)
-            np.testing.assert_allclose(together[name]["weights"], alone[name]["weights"], rtol=1e-4, atol=1e-6)
+            assert together[name]["losses"] == pytest.approx(alone[name]["losses"], rel=1e-5)
+            np.testing.assert_allclose(together[name]["weights"], alone[name]["weights"], rtol=1e-4, atol=1e-5)
             assert alone[name]["losses"][-1] < alone[name]["losses"][0]
+
+
+def test_layers_are_divided_with_their_gradients_and_moments(found: Found) -> None:
+    for value in found[1]:
+        shares = value["shares"]
+        assert sum(".h." in name for name in shares) == 24
+        for name, (whole, *held) in shares.items():
+            assert held == [whole // 2 if ".h." in name else whole] * 4, name
+
+
+def test_a_checkpoint_of_divided_layers_is_whole(found: Found, tmp_path: Path) -> None:
+    """Two ranks go on from it, and so does a process on its own."""
+    folder, values = found
+    assert [value["ended"] for value in values] == ["as was said"] * 2
+    assert len(list((folder / "kept").glob("step-*"))) == 1
+    alone = fitted(tmp_path / "whole")
+    resumed_by_one = fitted(Path(shutil.copytree(folder / "kept", tmp_path / "kept")))
+    for losses in (values[0]["resumed"], values[1]["resumed"], resumed_by_one):
+        assert losses == pytest.approx(alone, rel=1e-4)
 
 
 def test_both_ranks_hold_the_same_bits(found: Found) -> None:
     first, second = found[1]
     assert first["together"] == second["together"]
-    assert first["digests"] == second["digests"]
+    assert first["divided"] == second["divided"]
     assert first["dropout_digest"] == second["dropout_digest"]
 
 

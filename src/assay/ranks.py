@@ -143,13 +143,16 @@ def totals(what: str, values: Sequence[float]) -> list[float]:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Every gradient becomes its sum over ranks; a rank without rows adds zeros, and None stays where all have none."""
+    """Every gradient becomes its sum over ranks; a rank without rows adds zeros, and None stays where all have none.
+
+    Those of weights that are divided between ranks are summed on their way back already.
+    """
     if _num_ranks == 1:
         return
     import torch
     import torch.distributed as dist
 
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad and not hasattr(p, "device_mesh")]
     with _in_company("the gradients"):
         counts = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
         dist.all_reduce(counts)

@@ -28,6 +28,7 @@ from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
+from assay.models.sharding import clip_gradients, divided_like, is_sharded, whole
 from assay.types import Action, Batch, Sample, TopK
 
 
@@ -130,19 +131,28 @@ def train_step(
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    mine = batch[ranks.part(len(batch))]
-    size = max(1, math.ceil(len(mine) / config.num_micro_batches))
+    mine, most = batch[ranks.part(len(batch))], math.ceil(len(batch) / ranks.num_ranks())
+    size = math.ceil(most / config.num_micro_batches)
+    sharded = is_sharded(student)
     with ranks.own_random_numbers(step):
-        for first in range(0, len(mine), size):
+        for first in range(0, most, size):
+            rows = mine[first : first + size]
+            if not len(rows) and not sharded:
+                continue
             with autocast:
-                loss = distillation_loss(student, mine[first : first + size], config, start) / batch.num_tokens
+                # without rows of its own, for the others' sake, who need this rank's part of every layer
+                loss = distillation_loss(student, rows if len(rows) else batch[:1], config, start) / batch.num_tokens
+                loss = loss if len(rows) else 0.0 * loss
             loss.backward()
             total += loss.item()
     (total,) = ranks.totals("the loss", (total,))
     if not math.isfinite(total):
         raise AssayError(f"the loss is {total} at step {step}: {_ADVICE}")
     ranks.sum_gradients(student.module.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
+    if sharded:
+        norm = clip_gradients(student.module.parameters(), config.max_grad_norm)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
     if not math.isfinite(norm):
         raise AssayError(f"the gradient's norm is {norm} at step {step}: {_ADVICE}")
     for group in optimizer.param_groups:
@@ -190,6 +200,7 @@ def fit(
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
+        foreach=False if is_sharded(learner.model) else None,  # divided and whole tensors do not mix in one call
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
@@ -203,7 +214,7 @@ def fit(
                 save_checkpoint(checkpoints, learner, optimizer, source, state)
         if state.step == config.num_steps or state.stopped_at is not None:
             break
-        batch = source.batch(state.step, learner.model)
+        batch = source.batch(state.step, learner.writer)
         started = time.perf_counter()
         state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))
         learner.follow()
@@ -241,7 +252,7 @@ def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: So
     tensors = {f"source.{key}": value for key, value in source.state().items()}
     tensors |= {f"learner.{key}": value for key, value in learner.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
+        tensors |= {f"optimizer.{i}.{key}": whole(value) for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
 
     def write(path: Path) -> None:
@@ -271,7 +282,8 @@ def load_newest_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, sou
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
+    groups, trained = optimizer.state_dict()["param_groups"], [p for g in optimizer.param_groups for p in g["params"]]
+    moments = {i: {k: divided_like(trained[i], v) for k, v in values.items()} for i, values in moments.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     source.load_state({k.removeprefix("source."): v for k, v in tensors.items() if k.startswith("source.")})
     torch.set_rng_state(tensors["rng"])
