@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ import pytest
 
 from assay import runs
 from assay.config import Experiment, to_dict
+from assay.errors import AssayError
+from assay.validation import validate
 from command_line import assay
 from ranks_in_step import MODELS, PROMPTS, SPREAD, fitted
 from runs_in_process import run_in_process
@@ -141,7 +144,7 @@ def test_a_rank_that_ends_ends_all(tmp_path: Path, how: str) -> None:
 
 
 def tiny() -> Experiment:
-    """Both ways to draw responses that differ for ranks: the frozen teacher's, and those of the student as it learns."""
+    """Responses of the frozen teacher, and of the student as it learns."""
     experiment = small(num_steps=6)
     training = dataclasses.replace(experiment.distillation.training, checkpoint_every=2, batch_size=15)
     return dataclasses.replace(
@@ -200,6 +203,42 @@ def test_a_run_of_two_ranks_is_that_of_one(one: Path, two: Path) -> None:
     assert names[0] - {".lock"} == names[1]
 
 
+@pytest.mark.slow
+def test_a_run_with_divided_layers_is_that_of_one(one: Path, tmp_path: Path) -> None:
+    experiment, folder = tiny(), tmp_path / "divided"
+    training = dataclasses.replace(experiment.distillation.training, parallel="shard")
+    experiment = dataclasses.replace(
+        experiment, distillation=dataclasses.replace(experiment.distillation, training=training)
+    )
+    path = tmp_path / "divided.json"
+    path.write_text(json.dumps(to_dict(experiment)))
+    ended = torchrun("-m", "assay", "run", path, "--out", folder)
+    assert ended.returncode == 0, ended.stderr
+    assert_same(*(runs.read_records(f / "metrics.jsonl") for f in (folder, one)))
+    assert pq.read_table(folder / "responses.parquet").equals(pq.read_table(one / "responses.parquet"))
+
+
+@pytest.mark.slow
+def test_accelerate_starts_the_same_two_ranks(config: Path, two: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--main_process_port", str(port), "-m", "assay", "run", str(config), "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert runs.read_json(tmp_path / "manifest.json")["num_ranks"] == 2
+    found, expected = (runs.read_records(folder / "metrics.jsonl") for folder in (tmp_path, two))
+    assert [without_times(r) for r in found] == [without_times(r) for r in expected]
+
+
+def test_divided_layers_are_refused_beside_a_copy_of_another_kind() -> None:
+    training = dataclasses.replace(tiny().distillation.training, parallel="shard", averaging_decay=0.9)
+    distillation = dataclasses.replace(tiny().distillation, training=training)
+    with pytest.raises(AssayError, match="'shard', which goes neither with averaging_decay nor with lora_rank"):
+        validate(dataclasses.replace(tiny(), distillation=distillation))
+
+
 def killed_in_its_second_arm(config: Path, folder: Path) -> None:
     """Starts the run with two ranks and kills them all at the second checkpoint of its last arm."""
     process = subprocess.Popen(
@@ -220,7 +259,9 @@ def killed_in_its_second_arm(config: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_a_killed_run_is_resumed_by_two_ranks_or_by_one(config: Path, two: Path, tmp_path: Path, num_ranks: int) -> None:
+def test_a_killed_run_is_resumed_by_two_ranks_or_by_one(
+    config: Path, two: Path, tmp_path: Path, num_ranks: int
+) -> None:
     folder = tmp_path / "run"
     killed_in_its_second_arm(config, folder)
     command = ("-m", "assay", "run", config, "--out", folder)

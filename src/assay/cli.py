@@ -428,9 +428,7 @@ def _in_company(given: Sequence[str]) -> Iterator[None]:
         yield
         return
     if given[:1] not in (["run"], ["distill"], ["lab"], ["quickstart"]):
-        raise AssayError(
-            f"`assay {' '.join(given[:1])}` is not for several processes: start it without a launcher"
-        )
+        raise AssayError(f"`assay {' '.join(given[:1])}` is not for several processes: start it without a launcher")
     ranks.start()
     with contextlib.ExitStack() as quiet:
         if ranks.rank() == 0:

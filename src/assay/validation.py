@@ -247,8 +247,8 @@ def _check_cures(training: TrainingConfig) -> None:
         )
     if training.parallel == "shard" and (decay is not None or rank is not None):
         raise AssayError(
-            f"config field '{_TRAINING}parallel' is 'shard', which goes neither with averaging_decay nor with lora_rank: "
-            "set it to 'replicate'"
+            f"config field '{_TRAINING}parallel' is 'shard', which goes neither with averaging_decay nor with "
+            "lora_rank: set it to 'replicate'"
         )
     if rank is not None and rank < 1:
         raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")

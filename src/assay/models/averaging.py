@@ -24,8 +24,8 @@ class Learner:
     """The model that the optimiser moves, ``model``, and how ``student``, which is evaluated and saved, follows it.
 
     The two are one unless weights are averaged, low-rank updates trained, or layers divided between ranks: then
-    ``model`` is a copy, and ``follow`` makes the student d · student + (1 − d) · model, with ``averaging_decay`` d, or 0
-    without one, updates merged, and layers whole.
+    ``model`` is a copy, and ``follow`` makes the student d · student + (1 − d) · model, with ``averaging_decay`` d, or
+    0 without one, updates merged, and layers whole.
     The average begins at the first weights, without a correction: it is the start at step 0, and with a large d it
     stays near it for some 1 / (1 − d) steps.
     """

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from assay import ranks
 from assay.errors import AssayError
@@ -41,26 +40,38 @@ def shard_layers(model: PretrainedModel) -> None:
 
 def is_sharded(model: PretrainedModel) -> bool:
     """Whether no rank holds all weights of the model."""
-    return any(isinstance(p, DTensor) for p in model.module.parameters())
+    return any(is_divided(p) for p in model.module.parameters())
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Whether this rank holds a part of the tensor; without several ranks torch's tensors for that are not loaded."""
+    if ranks.num_ranks() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all ranks, which must all ask; a tensor that is not divided is given back."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_divided(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def divided_like(parameter: Tensor, value: Tensor) -> Tensor:
     """``value``, which every rank has whole, divided between ranks as ``parameter`` is."""
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+    if not is_divided(parameter) or value.shape != parameter.shape:
         return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     """``torch.nn.utils.clip_grad_norm_`` where some gradients are divided between ranks; returns the norm of all."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    ours = [g.to_local() for g in grads if isinstance(g, DTensor)]
-    everyones = [g for g in grads if not isinstance(g, DTensor)]
+    ours: list[Tensor] = [g.to_local() for g in grads if is_divided(g)]  # type: ignore[attr-defined]
+    everyones = [g for g in grads if not is_divided(g)]
     squares = [float(sum(g.double().square().sum() for g in some)) for some in (ours, everyones)]
     (divided,) = ranks.totals("the norm of the gradient", squares[:1])
     norm = (divided + squares[1]) ** 0.5
