@@ -20,6 +20,7 @@ import pytest
 
 from assay import runs
 from assay.config import Experiment, to_dict
+from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
 from assay.validation import validate
 from command_line import assay
@@ -219,17 +220,27 @@ def test_a_run_with_divided_layers_is_that_of_one(one: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_accelerate_starts_the_same_two_ranks(config: Path, two: Path, tmp_path: Path) -> None:
+def test_accelerate_launches_a_distillation_of_ones_own_prompts(tmp_path: Path) -> None:
+    rows = [row for row in corpus_rows(get_task("define")) if row["split"] == "distillation"][:120]
+    lines = [json.dumps({"prompt": f"{row['lemmas']}:", "reference": row["gloss"]}) + "\n" for row in rows]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    flags = [
+        *("distill", "--teacher", "define-teacher", "--student", "define-student"),
+        *("--prompts", str(tmp_path / "prompts.jsonl"), "--max-prompt-tokens", "24", "--max-response-tokens", "8"),
+        *("--distillation.training.num-steps", "4", "--probe.num-evaluations", "4"),
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, "--main_process_port", str(port), "-m", "assay", "run", str(config), "--out", str(tmp_path)]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
+    command = [sys.executable, *map(str, launch), "-m", "assay", *flags, "--out", str(tmp_path / "two")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert runs.read_json(tmp_path / "manifest.json")["num_ranks"] == 2
-    found, expected = (runs.read_records(folder / "metrics.jsonl") for folder in (tmp_path, two))
-    assert [without_times(r) for r in found] == [without_times(r) for r in expected]
+    assert ended.stdout.count("the student to keep of distill") == 1
+    assert runs.read_json(tmp_path / "two" / "manifest.json")["num_ranks"] == 2
+    alone = assay(*flags, "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    assert_same(*(runs.read_records(tmp_path / name / "metrics.jsonl") for name in ("two", "one")))
 
 
 def test_divided_layers_are_refused_beside_a_copy_of_another_kind() -> None:
