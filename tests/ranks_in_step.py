@@ -30,6 +30,8 @@ from tiny_models import gpt2, llama, t5
 
 PROMPTS = [(1, 2), (3,), (4, 5, 6), (7, 8), (9,)]
 RESPONSES = [(2, 3, 0), (5, 0), (7, 8, 9, 1, 0), (11, 0), (12, 13, 0)]
+LENGTHS = [[], [9], [3, 3], [1, 1, 1, 1, 4], [7, 1, 1]]
+"""Of rows that two ranks divide so that each has about half of their sum."""
 MODELS: dict[str, Callable[[], PretrainedModel]] = {
     "tied causal": lambda: gpt2(seed=1),
     "untied causal": lambda: llama(seed=1),
@@ -178,7 +180,7 @@ def main(folder: Path) -> None:
     ranks.by_first("a copy", lambda: str(shutil.copytree(folder / "checkpoints", folder / "kept")))
     found["resumed"] = fitted(folder / "checkpoints")
     found["shared"] = [ranks.shared("rows", n, lambda rows: [10 * row + me for row in rows]) for n in SPREAD]
-    found["parts"] = [list(range(n))[ranks.part(n)] for n in SPREAD]
+    found["parts"] = [list(range(len(lengths)))[ranks.part(lengths)] for lengths in LENGTHS]
     found["gradients"] = unused_stay_without_a_gradient()
     with ranks.own_random_numbers(4):
         found["own_numbers"] = torch.rand(3).tolist()

@@ -8,7 +8,9 @@ the others wait for what came of it. In a process on its own nothing here does a
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,9 +122,11 @@ def rows(count: int) -> list[int]:
     return list(range(_rank, count, _num_ranks))
 
 
-def part(count: int) -> slice:
-    """The same, as rows that follow each other."""
-    return slice(count * _rank // _num_ranks, count * (_rank + 1) // _num_ranks)
+def part(lengths: Sequence[int]) -> slice:
+    """Rows that follow each other, for each rank about equally much of their lengths in all; a rank may have none."""
+    middles = [end - length / 2 for end, length in zip(itertools.accumulate(lengths), lengths, strict=True)]
+    owners = [int(middle * _num_ranks / sum(lengths)) for middle in middles]
+    return slice(bisect.bisect_left(owners, _rank), bisect.bisect_right(owners, _rank))
 
 
 def shared(what: str, count: int, compute: Callable[[list[int]], Sequence[T]]) -> list[T]:
@@ -140,6 +144,11 @@ def totals(what: str, values: Sequence[float]) -> list[float]:
     if _num_ranks == 1:
         return list(values)
     return [math.fsum(parts) for parts in zip(*_exchange(what, list(values)), strict=True)]
+
+
+def most(what: str, count: int) -> int:
+    """The largest count of all ranks."""
+    return count if _num_ranks == 1 else max(_exchange(what, count))
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:

@@ -131,18 +131,16 @@ def train_step(
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    mine, most = batch[ranks.part(len(batch))], math.ceil(len(batch) / ranks.num_ranks())
-    size = math.ceil(most / config.num_micro_batches)
-    sharded = is_sharded(student)
+    mine = batch[ranks.part([len(p) + len(r) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)])]
+    parts, sharded = _micro_batches(mine, config), is_sharded(student)
+    if sharded:  # the others need this rank's part of every layer, also when it has no rows left
+        parts += [slice(0, 0)] * (ranks.most("the micro-batches", len(parts)) - len(parts))
     with ranks.own_random_numbers(step):
-        for first in range(0, most, size):
-            rows = mine[first : first + size]
-            if not len(rows) and not sharded:
-                continue
+        for rows in parts:
+            part = mine[rows]
             with autocast:
-                # without rows of its own, for the others' sake, who need this rank's part of every layer
-                loss = distillation_loss(student, rows if len(rows) else batch[:1], config, start) / batch.num_tokens
-                loss = loss if len(rows) else 0.0 * loss
+                loss = distillation_loss(student, part if len(part) else batch[:1], config, start) / batch.num_tokens
+            loss = loss if len(part) else 0.0 * loss
             loss.backward()
             total += loss.item()
     (total,) = ranks.totals("the loss", (total,))
@@ -159,6 +157,12 @@ def train_step(
         group["lr"] = learning_rate_at(step, config)
     optimizer.step()
     return total
+
+
+def _micro_batches(batch: Batch, config: TrainingConfig) -> list[slice]:
+    """Which rows go through the model together; none of a batch without rows."""
+    size = max(1, math.ceil(len(batch) / config.num_micro_batches))
+    return [slice(first, first + size) for first in range(0, len(batch), size)]
 
 
 @dataclass
