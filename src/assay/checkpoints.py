@@ -24,6 +24,7 @@ from assay import runs
 from assay.errors import AssayError
 from assay.models.averaging import Learner
 from assay.models.pretrained import PretrainedModel
+from assay.models.sharding import divided_like, whole
 
 _READ_AGAIN = ("model.safetensors", "training.safetensors", "training.json")
 
@@ -71,7 +72,7 @@ def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: St
     tensors = {f"source.{key}": value for key, value in source.state().items()}
     tensors |= {f"learner.{key}": value for key, value in learner.state().items()}
     for i, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
+        tensors |= {f"optimizer.{i}.{key}": whole(value) for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
 
     def write(path: Path) -> None:
@@ -127,7 +128,8 @@ def _take_up(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
+    groups, trained = optimizer.state_dict()["param_groups"], [p for g in optimizer.param_groups for p in g["params"]]
+    moments = {i: {k: divided_like(trained[i], v) for k, v in values.items()} for i, values in moments.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     source.load_state({k.removeprefix("source."): v for k, v in tensors.items() if k.startswith("source.")})
     torch.set_rng_state(tensors["rng"])

@@ -83,8 +83,8 @@ class _SummedOverChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (factor,) = grad_outputs
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (factor,) = factors
         hidden_grad_NH, *grads = ctx.saved_tensors
         if hidden_grad_NH is not None:
             hidden_grad_NH.mul_(factor)

@@ -10,14 +10,16 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from assay import ranks
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
 from assay.errors import AssayError, is_out_of_memory
@@ -408,21 +410,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show an arrow shows a question mark
     try:
-        if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
-            run(given[1], tuple(given[2:]))  # the flags depend on the recipe
-        elif given[:1] in (["distill"], ["lab"]):
-            _own(Distill if given[0] == "distill" else Lab, f"assay {given[0]}", given[1:])
-        else:
-            commands = {
-                **{f.__name__: f for f in (quickstart, doctor)},
-                "distill": Distill,
-                "lab": Lab,
-                **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
-                **{f.__name__: f for f in (recipes, bases, tasks)},
-            }
-            tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
+        with _in_company(given):
+            _dispatch(given)
     except AssayError as error:
-        sys.exit(_fail(f"assay: {error}", 2))
+        speaker = "assay" if ranks.rank() == 0 else f"assay, rank {ranks.rank()}"
+        sys.exit(_fail(f"{speaker}: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("assay: stopped; the same command goes on where it was", 130))
     except BrokenPipeError:
@@ -431,6 +423,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not is_out_of_memory(error):
             raise
         sys.exit(_fail("assay: out of memory: end other programs, or take smaller models or shorter texts", 2))
+
+
+@contextlib.contextmanager
+def _in_company(given: Sequence[str]) -> Iterator[None]:
+    """Joins the other ranks, where a launcher has started several, of which the first alone speaks (errors apart)."""
+    if not ranks.launched():
+        yield
+        return
+    if given[:1] not in (["run"], ["distill"], ["lab"], ["quickstart"]):
+        raise AssayError(f"`assay {' '.join(given[:1])}` is not for several processes: start it without a launcher")
+    ranks.start()
+    with contextlib.ExitStack() as quiet:
+        if ranks.rank() == 0:
+            print(f"assay: {ranks.num_ranks()} ranks", file=sys.stderr, flush=True)
+        else:
+            nowhere = quiet.enter_context(Path(os.devnull).open("w"))
+            quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            quiet.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+    ranks.end()
+
+
+def _dispatch(given: Sequence[str]) -> None:
+    if given[:1] == ["run"] and len(given) > 1 and not given[1].startswith("-"):
+        run(given[1], tuple(given[2:]))  # the flags depend on the recipe
+    elif given[:1] in (["distill"], ["lab"]):
+        _own(Distill if given[0] == "distill" else Lab, f"assay {given[0]}", given[1:])
+    else:
+        commands = {
+            **{f.__name__: f for f in (quickstart, doctor)},
+            "distill": Distill,
+            "lab": Lab,
+            **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
+            **{f.__name__: f for f in (recipes, bases, tasks)},
+        }
+        tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
 
 
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."

@@ -120,7 +120,9 @@ class TrainingConfig:
     ``hard_label_weight`` w: the loss is (1 − w) · divergence + w · (−log q(token of the response)) per response token.
     ``gradient_checkpointing`` computes activations anew going backward: less memory, and up to a third more time.
     ``packing`` (decoder-only models) puts several sequences in one row while the student trains, so that less of a
-    batch is padding. Neither of the two changes a loss beyond float rounding.
+    batch is padding. Neither of the two changes a loss beyond float rounding, nor does ``parallel``: with several ranks
+    (docs/scale.md) "replicate" trains the whole student on each, "shard" divides the weights of its layers, their
+    gradients and the optimiser's memory between them.
     """
 
     num_steps: int = 300
@@ -142,6 +144,7 @@ class TrainingConfig:
     hard_label_weight: float = 0.0
     gradient_checkpointing: bool = False
     packing: bool = False
+    parallel: Literal["replicate", "shard"] = "replicate"
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = 200
 

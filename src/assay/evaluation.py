@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from assay import ranks
 from assay.config import ProbeConfig
 from assay.data.given_prompts import Given, prompts_of
 from assay.errors import AssayError
@@ -56,25 +57,33 @@ def write_responses(
     writer_step: int = 0,
     batch_size: int = SAMPLING_BATCH_SIZE,
 ) -> list[Response]:
-    """One response per prompt, drawn with seeds that depend on (purpose, seed, prompt) alone."""
-    responses: list[Response] = []
-    for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        seeds = [response_seed(purpose, seed, prompt.id) for prompt in part]
-        texts = model.sample([p.token_ids for p in part], seeds, max_response_tokens, sampling_temperature)
-        responses += [
-            Response(
-                prompt_id=prompt.id,
-                token_ids=text,
-                writer=writer,
-                truncated=text[-1] != model.eos_token_id,
-                seed=drawn_with,
-                sampling_temperature=sampling_temperature,
-                writer_step=writer_step,
-            )
-            for prompt, text, drawn_with in zip(part, texts, seeds, strict=True)
-        ]
-    return responses
+    """One response per prompt, drawn with seeds that depend on (purpose, seed, prompt) alone.
+
+    Every rank writes some of them and has them all.
+    """
+    seeds = [response_seed(purpose, seed, prompt.id) for prompt in prompts]
+
+    def write(rows: list[int]) -> list[tuple[int, ...]]:
+        texts: list[tuple[int, ...]] = []
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            asked = [prompts[row].token_ids for row in part]
+            texts += model.sample(asked, [seeds[row] for row in part], max_response_tokens, sampling_temperature)
+        return texts
+
+    texts = ranks.shared(f"the responses of the {writer}", len(prompts), write)
+    return [
+        Response(
+            prompt_id=prompt.id,
+            token_ids=text,
+            writer=writer,
+            truncated=text[-1] != model.eos_token_id,
+            seed=drawn_with,
+            sampling_temperature=sampling_temperature,
+            writer_step=writer_step,
+        )
+        for prompt, text, drawn_with in zip(prompts, texts, seeds, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -297,9 +306,10 @@ def mean_columns(values: PerPrompt) -> dict[str, float | None]:
 
 
 def judged(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Response]) -> PerPrompt:
-    """What a judge says of these responses, prompt by prompt."""
+    """What a judge says of these responses, prompt by prompt; several ranks ask it once."""
     lengths = np.array([len(response.token_ids) for response in responses])
-    return PerPrompt(judge.config.column, [p.id for p in prompts], judge.values(prompts, responses), lengths)
+    values = ranks.by_first(f"judge {judge.config.name!r}", lambda: judge.values(prompts, responses))
+    return PerPrompt(judge.config.column, [p.id for p in prompts], values, lengths)
 
 
 def judge_columns(values: PerPrompt) -> dict[str, float | None]:

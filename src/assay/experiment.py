@@ -1,7 +1,9 @@
 """One experiment, one direction: oracle → stage 1 → arms → verdicts → summary → report.
 
 This process loads no model: it hands stages to worker processes (one thread each) and puts their files
-together. The run directory is the only state: the same command on it resumes, or answers at once.
+together. Where a launcher has started several processes for one run, each of them runs the stages itself, one after the
+other, in step with the others (``ranks``). The run directory is the only state: the same command on it resumes, or
+answers at once.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay import provenance, runs, workers
-from assay.config import Experiment
+from assay import provenance, ranks, runs, workers
+from assay.config import Experiment, config_hash
 from assay.errors import AssayError
 from assay.report.html import write_report
 from assay.report.model_card import write_model_cards
@@ -62,10 +64,14 @@ def run_experiment(experiment: Experiment, folder: Path, listener: Listener = la
 
     A finished run of the same config answers at once; an interrupted one goes on where it stopped; a folder
     that holds anything else is refused. Worker processes are spawned: call it under
-    ``if __name__ == "__main__"`` in a script.
+    ``if __name__ == "__main__"`` in a script. Under ``torchrun`` or ``accelerate launch`` every process calls it, with
+    the same arguments (docs/scale.md).
     Raises AssayError with one sentence for bad input; what was computed stays on disk.
     """
     validate(experiment)
+    ranks.start()
+    ranks.check_device(experiment.models.device)
+    ranks.agree("the config and the folder of the run", f"{config_hash(experiment)} {folder}")
     runs.prepare_folder(folder)
     with runs.locked(folder):
         manifest = provenance.open_manifest(experiment, folder)
@@ -88,6 +94,9 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
         begin = time.perf_counter()
         try:
             yield
+        except BaseException:
+            ranks.leave()
+            raise
         finally:
             spent = manifest["stage_seconds"].get(stage, 0.0) + time.perf_counter() - begin
             manifest["stage_seconds"][stage] = spent
@@ -97,7 +106,8 @@ def _run_stages(experiment: Experiment, folder: Path, manifest: dict[str, Any], 
     def write_so_far() -> None:
         write_results(experiment, folder, seconds_before + time.perf_counter() - started)
 
-    with _Workers(experiment, folder, listener) as pool:
+    manifest["num_ranks"] = ranks.num_ranks()
+    with (_Workers if ranks.num_ranks() == 1 else _InStep)(experiment, folder, listener) as pool:
         manifest["num_workers"] = pool.num_workers
         with timed("check_models"), pool.at_work(manifest, "check_models"):
             provenance.pin_digests(manifest, pool.run([("check_models",)])[0])
@@ -134,6 +144,48 @@ def finished_arms(experiment: Experiment, folder: Path) -> list[str]:
     return [arm.name for arm in experiment.arms if (folder / "arms" / arm.name / "finished.json").exists()]
 
 
+def _add_worker_seconds(manifest: dict[str, Any], stage: str, available: float, busy: float, cpu: float) -> None:
+    """What a stage had of the workers, on top of what it had before the run was interrupted."""
+    now = {"available": available, "busy": busy, "cpu": cpu}
+    before = manifest.setdefault("worker_seconds", {}).get(stage, {})
+    manifest["worker_seconds"][stage] = {key: before.get(key, 0.0) + value for key, value in now.items()}
+
+
+class _InStep:
+    """The stages of one experiment in this process, one after the other, in step with those of all other ranks."""
+
+    num_workers = 1
+
+    def __init__(self, experiment: Experiment, folder: Path, listener: Listener) -> None:
+        self._experiment, self._folder = experiment, folder
+        self._listener: Listener = listener if ranks.rank() == 0 else lambda progress: None
+
+    def __enter__(self) -> _InStep:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    @contextmanager
+    def at_work(self, manifest: dict[str, Any], stage: str) -> Iterator[None]:
+        """Adds the stage's time to ``worker_seconds``; waiting for other ranks counts as busy."""
+        begin, cpu = time.perf_counter(), time.process_time()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - begin
+            _add_worker_seconds(manifest, stage, spent, spent, time.process_time() - cpu)
+
+    def run(self, jobs: Sequence[tuple[Any, ...]], after_each: Callable[[], None] = lambda: None) -> list[Any]:
+        """Runs ``(stage function, *arguments)`` jobs and returns their results in order; the first error ends all."""
+        results = []
+        for stage, *arguments in jobs:
+            found = workers.run_stage(self._experiment, self._folder, stage, *arguments, report=self._listener)
+            results.append(found)
+            after_each()
+        return results
+
+
 class _Workers:
     """Worker processes for the stages of one experiment."""
 
@@ -159,9 +211,7 @@ class _Workers:
             yield
         finally:
             available = self.num_workers * (time.perf_counter() - begin)
-            now = {"available": available, "busy": self._busy_seconds - busy, "cpu": self._cpu_seconds - cpu}
-            before = manifest.setdefault("worker_seconds", {}).get(stage, {})
-            manifest["worker_seconds"][stage] = {key: before.get(key, 0.0) + value for key, value in now.items()}
+            _add_worker_seconds(manifest, stage, available, self._busy_seconds - busy, self._cpu_seconds - cpu)
 
     def run(self, jobs: Sequence[tuple[Any, ...]], after_each: Callable[[], None] = lambda: None) -> list[Any]:
         """Runs ``(stage function, *arguments)`` jobs and returns their results in order.

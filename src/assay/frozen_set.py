@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from assay import ranks
 from assay.buckets import lists_all, on_same_buckets, resolved
 from assay.chunked import chunks
 from assay.divergences import forward_kl, hard_labels
@@ -55,7 +56,8 @@ class PerPrompt:
 class FrozenSet:
     """Fixed sequences with what a frozen walker says about them, scored against any student.
 
-    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone.
+    ``walker`` is a model, or a cache that says how a model's word is kept; None scores the text alone. Of several
+    ranks each keeps and scores its own rows, and all have the values of all.
     """
 
     metric: str
@@ -68,12 +70,14 @@ class FrozenSet:
 
     def __post_init__(self) -> None:
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
+        mine = ranks.rows(len(self.batch))
+        self._mine = Batch([self.batch.prompt_ids[i] for i in mine], [self.batch.response_ids[i] for i in mine])
         if self.walker is not None:
             self._cache = self.walker if isinstance(self.walker, CachedLogProbs) else CachedLogProbs(self.walker)
             if self._cache.in_memory:
-                self.kept = self._cache.compute(self.batch, self.batch_size)
+                self.kept = self._cache.compute(self._mine, self.batch_size)
             else:
-                for _, part in by_length(self.batch, self.batch_size):
+                for _, part in by_length(self._mine, self.batch_size):
                     self._cache.compute(part, self.batch_size)
 
     def _recall(self, rows: Sequence[int], part: Batch) -> list[Kept]:
@@ -88,9 +92,9 @@ class FrozenSet:
         For the proxy also, averaged over its tokens: the student's entropy in nats, and ``top_overlap``, the share of
         the walker's ``TOP`` most probable tokens that are among the student's.
         """
-        values = np.zeros(len(self.batch))
+        found = np.zeros(len(self._mine))
         entropy = overlap = 0.0
-        for rows, part in by_length(self.batch, self.batch_size):
+        for rows, part in by_length(self._mine, self.batch_size):
             token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids])
             signal = None if self.walker is None else self._cache.signal(self._recall(rows, part))
             parts = []
@@ -103,12 +107,14 @@ class FrozenSet:
                     overlap += top_overlap(law, log_q_NV) if self.metric == "proxy" else 0.0
                 if self.metric == "proxy":
                     entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-            values[rows] = sum_per_sequence(torch.cat(parts), part.lengths).double().cpu().numpy()
+            found[rows] = sum_per_sequence(torch.cat(parts), part.lengths).double().cpu().numpy()
+        values = np.array(ranks.shared(self.metric, len(self.batch), lambda _: found.tolist()))
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
         if self.metric != "proxy":
             return per_prompt, {}
         num_tokens = self.batch.num_tokens
+        entropy, overlap = ranks.totals(f"the monitors of the {self.metric}", (entropy, overlap))
         top = None if self.walker is None else overlap / num_tokens
         return per_prompt, {"entropy_nats_per_token": entropy / num_tokens, "top_overlap": top}
 
@@ -121,19 +127,20 @@ class FrozenSet:
         """
         if self.walker is None:
             return {"teacher_entropy_nats_per_token": None}
-        entropy, mass, is_whole = 0.0, 0.0, True
+        entropy, mass, num_partial = 0.0, 0.0, 0
         vocab_size = self._cache.model.vocab_size
-        for rows, part in by_length(self.batch, self.batch_size):
+        for rows, part in by_length(self._mine, self.batch_size):
             signal = self._cache.signal(self._recall(rows, part))
             for tokens in chunks(part.num_tokens, tokens_at_once(vocab_size)):
                 law = resolved(signal.at(tokens))
                 if isinstance(law, TopK):
-                    is_whole = is_whole and lists_all(law, vocab_size)
+                    num_partial += not lists_all(law, vocab_size)
                     mass += float(law.log_p_NK.exp().sum())
                 entropy -= _sum_p_log_p(law.log_p_NV if isinstance(law, Dense) else law.log_p_NK)
+        entropy, mass, num_partial = ranks.totals("the teacher's law", (entropy, mass, num_partial))
         num_tokens = self.batch.num_tokens
         listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
-        return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}
+        return {"teacher_entropy_nats_per_token": entropy / num_tokens if num_partial == 0 else None, **listed}
 
 
 def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from assay import runs
+from assay import ranks, runs
 from assay.checkpoints import FitState, save_model
 from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
@@ -145,6 +145,9 @@ class Recorder:
             self.policy.carried_out(action, score)
         if self.policy.arm.policy != "off":
             record["alarm"] = self.policy.is_alarmed
+        if ranks.num_ranks() > 1:
+            measured = {key: value for key, value in record.items() if key != "seconds"}
+            ranks.agree(f"the record and the student of step {state.step}", f"{measured} {student.digest}")
         runs.append_record(self.log, record)
         return record, action
 

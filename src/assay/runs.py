@@ -1,6 +1,8 @@
 """One run directory: files that are written whole or not at all, and a log that is only ever appended to.
 
-What a killed process leaves half done is put right by the next one and said, in ``repairs.jsonl`` and on stderr.
+What a killed process leaves half done is put right by the next one and said, in ``repairs.jsonl`` and on stderr. Where
+several processes go through one run together (``ranks``), one of them writes; in the others a call returns, or raises,
+once that one has written.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,11 +33,52 @@ NUM_CHECKPOINTS = 2
 """How many a training loop keeps: a damaged one then costs no more than the steps since the one before."""
 _UNFINISHED = ".unfinished"
 
+SECONDS_TO_APPEAR = 60.0
+"""How long a shared file system may take to show one machine what another has written."""
+
+OneWriter = Callable[[str, Callable[[], None]], bool]
+
+
+def _alone(what: str, write: Callable[[], None]) -> bool:
+    write()
+    return True
+
+
+_one_writer: OneWriter = _alone
+
+
+def let_one_write(one_writer: OneWriter | None) -> None:
+    """From now on ``one_writer`` is given whatever is to be written; None: every process writes for itself.
+
+    It is called with a few words on what is written and the writing itself, which it does or leaves to another
+    process; it returns, or raises what that raised, once it is done, and says whether it was done here.
+    """
+    global _one_writer
+    _one_writer = one_writer or _alone
+
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    """Writes ``path``, or waits until the process that does has written it and it can be seen here."""
+    if _one_writer(f"writing {str(path)!r}", write):
+        return
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise AssayError(
+                f"{str(path)!r} was written by another rank and is not to be seen here: all machines of a run need one "
+                "file system that they share; choose a folder in it (--out)"
+            )
+        time.sleep(0.05)
+
 
 def prepare_folder(folder: Path) -> None:
     """Makes the run folder; AssayError when that is not allowed or something else is in the way."""
-    with readable_errors(folder, "make the run folder"):
-        _make_folder(folder)
+
+    def make() -> None:
+        with readable_errors(folder, "make the run folder"):
+            _make_folder(folder)
+
+    _write(folder, make)
 
 
 @contextmanager
@@ -43,6 +87,13 @@ def locked(folder: Path, name: str = LOCK, elsewhere: str = "folder (--out, in a
 
     ``name`` is the lock's file, and ``elsewhere`` what a second process is told to choose another of.
     """
+    with ExitStack() as held:
+        _one_writer(f"locking {str(folder)!r}", lambda: held.enter_context(_lock_of(folder, name, elsewhere)))
+        yield
+
+
+@contextmanager
+def _lock_of(folder: Path, name: str, elsewhere: str) -> Iterator[None]:
     with readable_errors(folder, "write in"):
         file = (folder / name).open("a")
     with file:
@@ -75,10 +126,14 @@ def put_in_order(folder: Path) -> None:
 
     Only for whoever holds the lock: what another process is writing now looks the same.
     """
+    _one_writer(f"clearing up {str(folder)!r}", lambda: _clear_up(folder))
+
+
+def _clear_up(folder: Path) -> None:
     with readable_errors(folder, "clear up"):
         for path in sorted(folder.rglob(f".*{_UNFINISHED}")):
             _remove_leftover(path)
-    repair_log(folder / REPAIRS, say)
+    _cut_off_torn_line(folder / REPAIRS, say)
 
 
 def put_in_order_if_alone(folder: Path) -> BinaryIO:
@@ -90,7 +145,7 @@ def put_in_order_if_alone(folder: Path) -> BinaryIO:
         file = (folder / LOCK).open("ab")
     with suppress(OSError):  # others are there, or this file system has no locks: then nothing is taken away
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        put_in_order(folder)
+        _clear_up(folder)
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH)
     return file
@@ -112,8 +167,12 @@ def _remove_leftover(path: Path) -> None:
 
 def note_repair(folder: Path, text: str) -> None:
     """Says what was put right in a run: on stderr, and in its ``repairs.jsonl``."""
-    say(text)
-    append_record(folder / REPAIRS, {"repair": text})
+
+    def note() -> None:
+        say(text)
+        append_record(folder / REPAIRS, {"repair": text})
+
+    _one_writer(f"noting a repair of {str(folder)!r}", note)
 
 
 def say(text: str) -> None:
@@ -132,13 +191,21 @@ def readable_errors(path: Path, doing: str) -> Iterator[None]:
         raise AssayError(f"cannot {doing} {str(path)!r}: {error.strerror or error}: {advice}") from error
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], *, by_each: bool = False) -> None:
     """Calls ``write`` on a temporary path beside ``path`` and renames it: readers see all of it or nothing.
 
     ``write`` may make a file or a folder; an old folder is moved away just before the new one takes its name. All of it
     is on the disk before it has its name, and the name before this returns. Nothing is left behind when it fails; what
-    a kill leaves, ``remove_leftovers`` takes away.
+    a kill leaves, ``remove_leftovers`` takes away. ``by_each``: every process writes a path of its own, whatever the
+    others do.
     """
+    if by_each:
+        _write_atomically(path, write)
+    else:
+        _write(path, lambda: _write_atomically(path, write))
+
+
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     with readable_errors(path, "write"):
         _make_folder(path.parent)
         holder = _holder(path)
@@ -208,14 +275,18 @@ def damaged(path: Path, error: Exception) -> AssayError:
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Appends one JSON line and flushes it to the disk."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with readable_errors(path, "write"):
-        is_new = not path.exists()
-        with path.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
-            if file.write(content := line.encode()) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file.fileno())
-        if is_new:
-            _flush(path.parent)
+
+    def append() -> None:
+        with readable_errors(path, "write"):
+            is_new = not path.exists()
+            with path.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
+                if file.write(content := line.encode()) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            if is_new:
+                _flush(path.parent)
+
+    _write(path, append)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -238,6 +309,10 @@ def repair_log(path: Path, said: Callable[[str], None]) -> None:
 
     Raises AssayError when anything else is wrong with the log.
     """
+    _one_writer(f"repairing {str(path)!r}", lambda: _cut_off_torn_line(path, said))
+
+
+def _cut_off_torn_line(path: Path, said: Callable[[str], None]) -> None:
     read_records(path)
     if not path.exists():
         return
@@ -260,10 +335,14 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 def remove(path: Path) -> None:
     """Removes a folder by renaming it first, so that a half-removed folder is never taken for a whole one."""
-    with readable_errors(path, "remove"):
-        holder = _holder(path)
-        os.replace(path, holder / path.name)
-        shutil.rmtree(holder)
+
+    def rename_and_remove() -> None:
+        with readable_errors(path, "remove"):
+            holder = _holder(path)
+            os.replace(path, holder / path.name)
+            shutil.rmtree(holder)
+
+    _one_writer(f"removing {str(path)!r}", rename_and_remove)
 
 
 def _holder(path: Path) -> Path:

@@ -136,6 +136,7 @@ def _fine_tuned(
         learning_rate=stage.learning_rate,
         warmup_steps=stage.warmup_steps,
         divergence="hard_labels",
+        parallel=experiment.distillation.training.parallel,
         checkpoint_every=100,
     )
     source = ResponseSource(

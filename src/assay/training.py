@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from assay import runs
+from assay import ranks, runs
 from assay.buckets import lists_all, on_same_buckets, resolved
 from assay.checkpoints import FitState, Stateful, load_newest_checkpoint, load_weights, read_weights, save_checkpoint
 from assay.chunked import summed_over_chunks
@@ -24,6 +24,7 @@ from assay.models.averaging import Learner
 from assay.models.batching import cut_by_length, tokens_at_once
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
+from assay.models.sharding import clip_gradients, is_sharded
 from assay.types import Action, Batch, Sample, TeacherSignal, TopK, Writer
 
 
@@ -133,18 +134,33 @@ def train_step(
     config: TrainingConfig,
     start: LanguageModel | None = None,
 ) -> float:
-    """One optimiser step; returns the loss in nats per response token. Raises NotFiniteError if it is not finite."""
+    """One optimiser step; returns the loss in nats per response token. Raises NotFiniteError if it is not finite.
+
+    Of several ranks each learns from its rows of the batch; loss and gradient are their sums, so all step alike.
+    """
     autocast = torch.autocast(student.device.type, torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for rows in _micro_batches(student, batch, config):
-        with autocast:
-            loss = distillation_loss(student, batch[rows], config, start) / batch.num_tokens
-        loss.backward()
-        total += loss.item()
+    mine = batch[ranks.part([len(p) + len(r) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)])]
+    parts, sharded = _micro_batches(student, mine, config), is_sharded(student)
+    if sharded:  # the others need this rank's part of every layer, also when it has no rows left
+        parts += [slice(0, 0)] * (ranks.most("the micro-batches", len(parts)) - len(parts))
+    with ranks.own_random_numbers(step):
+        for rows in parts:
+            part = mine[rows]
+            with autocast:
+                loss = distillation_loss(student, part if len(part) else batch[:1], config, start) / batch.num_tokens
+            loss = loss if len(part) else 0.0 * loss
+            loss.backward()
+            total += loss.item()
+    (total,) = ranks.totals("the loss", (total,))
     if not math.isfinite(total):
         raise NotFiniteError(f"the loss is {total} at step {step}")
-    norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
+    ranks.sum_gradients(student.module.parameters())
+    if sharded:
+        norm = clip_gradients(student.module.parameters(), config.max_grad_norm)
+    else:
+        norm = torch.nn.utils.clip_grad_norm_(student.module.parameters(), config.max_grad_norm).item()
     if not math.isfinite(norm):
         raise NotFiniteError(f"the gradient's norm is {norm} at step {step}")
     for group in optimizer.param_groups:
@@ -156,9 +172,11 @@ def train_step(
 def _micro_batches(student: PretrainedModel, batch: Batch, config: TrainingConfig) -> list[slice]:
     """``num_micro_batches`` parts, and on a CPU more where rows of unlike lengths would be padded for longer.
 
+    None of a batch without rows.
+
     Accelerators take many short rows at once for next to nothing, and packed rows have hardly any padding.
     """
-    most_rows = math.ceil(len(batch) / config.num_micro_batches)
+    most_rows = max(1, math.ceil(len(batch) / config.num_micro_batches))
     if config.packing or student.device.type != "cpu":
         return [slice(first, first + most_rows) for first in range(0, len(batch), most_rows)]
     lengths = [len(p) + len(r) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)]
@@ -192,7 +210,8 @@ def fit(
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=True,
+        fused=None if is_sharded(learner.model) else True,
+        foreach=False if is_sharded(learner.model) else None,  # divided and whole tensors do not mix in one call
     )
     state = FitState(seconds={"student": 0.0})
     if checkpoints is not None:
@@ -209,7 +228,7 @@ def fit(
                     save_checkpoint(checkpoints, learner, optimizer, source, state)
         if state.step == config.num_steps or state.stopped_at is not None:
             break
-        batch = source.batch(state.step, learner.model)
+        batch = source.batch(state.step, learner.writer)
         with state.timing("student"):
             try:
                 state.losses.append(train_step(learner.model, optimizer, batch, state.step, config, start))

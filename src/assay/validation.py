@@ -246,6 +246,11 @@ def _check_cures(training: TrainingConfig) -> None:
             f"config field '{_TRAINING}hard_label_weight' is {weight:g}, but divergence 'hard_labels' has no other "
             "part: set it to 0"
         )
+    if training.parallel == "shard" and (decay is not None or rank is not None):
+        raise AssayError(
+            f"config field '{_TRAINING}parallel' is 'shard', which goes neither with averaging_decay nor with "
+            "lora_rank: set it to 'replicate'"
+        )
     if rank is not None and rank < 1:
         raise AssayError(f"config field '{_TRAINING}lora_rank' is {rank}: it must be at least 1, or null for no LoRA")
 

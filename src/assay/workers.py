@@ -84,15 +84,25 @@ def end(executor: Executor) -> None:
         process.join()
 
 
-def run_stage(experiment: Experiment, folder: Path, stage: str, *arguments: Any) -> Any:
-    """Runs ``stages.<stage>`` of an experiment in this process."""
+_messages: Any = None
+
+
+def _report(progress: Progress) -> None:
+    if _messages is not None:
+        _messages.put(progress)
+
+
+def run_stage(
+    experiment: Experiment, folder: Path, stage: str, *arguments: Any, report: Callable[[Progress], None] = _report
+) -> Any:
+    """Runs ``stages.<stage>`` of an experiment in this process; ``report`` is told where it stands."""
     import torch
 
     from assay import stages
 
     torch.set_num_threads(experiment.models.num_threads)
     try:
-        return getattr(stages, stage)(experiment, folder, *arguments, report=_report)
+        return getattr(stages, stage)(experiment, folder, *arguments, report=report)
     except AssayError as error:
         if stage == "run_arm":
             raise AssayError(f"arm {arguments[0]!r}: {error}") from error
@@ -112,14 +122,6 @@ def run_timed_stage(experiment: Experiment, folder: Path, stage: str, *arguments
     started, started_cpu = time.perf_counter(), time.process_time()
     found = run_stage(experiment, folder, stage, *arguments)
     return found, time.perf_counter() - started, time.process_time() - started_cpu
-
-
-_messages: Any = None
-
-
-def _report(progress: Progress) -> None:
-    if _messages is not None:
-        _messages.put(progress)
 
 
 def _start_worker(messages: Any) -> None:

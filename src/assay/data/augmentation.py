@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from assay import ranks
 from assay.config import DistillationConfig, TaskConfig
 from assay.data.encoding import Encoder
 from assay.data.splitting import near_duplicates
@@ -150,7 +151,7 @@ def _paraphrases(
     for start in range(0, len(asked), SAMPLING_BATCH_SIZE):
         part = originals[start : start + SAMPLING_BATCH_SIZE]
         seeds = [response_seed("paraphrase", seed, prompt.id) for prompt in part]
-        written = teacher.sample(asked[start : start + SAMPLING_BATCH_SIZE], seeds, limit, 1.0)
+        written = _sampled(teacher, asked[start : start + SAMPLING_BATCH_SIZE], seeds, limit)
         for prompt, token_ids in zip(part, written, strict=True):
             words = str(text.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
             framed = encoder.prompt(words)
@@ -177,7 +178,7 @@ def _falls(
     for start in range(0, len(originals), SAMPLING_BATCH_SIZE):
         part = originals[start : start + SAMPLING_BATCH_SIZE]
         seeds = [response_seed("augmentation", seed, prompt.id) for prompt in part]
-        written = teacher.sample([prompt.token_ids for prompt in part], seeds, max_response_tokens, 1.0)
+        written = _sampled(teacher, [prompt.token_ids for prompt in part], seeds, max_response_tokens)
         response_of |= {prompt.id: ids for prompt, ids in zip(part, written, strict=True)}
     responses = [response_of[original.id] for original, _ in pairs]
     before, after = (
@@ -187,9 +188,25 @@ def _falls(
     return before - after
 
 
+def _sampled(
+    teacher: LanguageModel, prompt_ids: Sequence[tuple[int, ...]], seeds: Sequence[int], limit: int
+) -> list[tuple[int, ...]]:
+    """A response to each prompt; each rank writes some and has all."""
+
+    def write(rows: list[int]) -> list[tuple[int, ...]]:
+        return teacher.sample([prompt_ids[row] for row in rows], [seeds[row] for row in rows], limit, 1.0)
+
+    return ranks.shared("the responses of the teacher", len(prompt_ids), write)
+
+
 def _log_likelihood(model: LanguageModel, batch: Batch) -> np.ndarray:
     """Mean over a response's tokens of log p, in nats; one value for each sequence."""
-    found = np.zeros(len(batch))
-    for rows, part in by_length(batch):
-        found[rows] = [-float(values.mean()) for values in token_nll(model, part).double().split(part.lengths)]
-    return found
+
+    def compute(mine: list[int]) -> list[float]:
+        found = np.zeros(len(mine))
+        share = Batch([batch.prompt_ids[row] for row in mine], [batch.response_ids[row] for row in mine])
+        for rows, part in by_length(share):
+            found[rows] = [-float(values.mean()) for values in token_nll(model, part).double().split(part.lengths)]
+        return found.tolist()
+
+    return np.array(ranks.shared("the likelihoods of responses", len(batch), compute))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from assay import runs
+from assay import ranks, runs
 from assay.config import digest_of
 from assay.errors import AssayError
 from assay.models.batching import SCORING_BATCH_SIZE
@@ -76,7 +76,7 @@ class SignalStore(CachedLogProbs):
         self._verified: set[Path] = set()
         runs.prepare_folder(self.folder)
         self._lock = runs.put_in_order_if_alone(self.folder)  # before anything is written
-        _write_or_compare(self.folder / "key.json", key)
+        ranks.by_first("the key of the signal store", lambda: _write_or_compare(self.folder / "key.json", key))
 
     def take(self, batch: Batch) -> list[Kept | None]:
         """What the store holds of each sequence; None where that is nothing."""
@@ -166,7 +166,7 @@ class SignalStore(CachedLogProbs):
             (path / _TENSORS).write_bytes(content)
             (path / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-        runs.write_atomically(shard, write)
+        runs.write_atomically(shard, write, by_each=True)
         self._digests[shard] = index["sha256"]
         self._verified.add(shard)
         self._places.update(dict.fromkeys(entries, shard))

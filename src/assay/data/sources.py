@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay import ranks
 from assay.buckets import concatenated
 from assay.config import SourceConfig
 from assay.errors import AssayError
@@ -255,11 +256,15 @@ class ResponseSource:
         else:
             model = student if writer == "student" else self._models[writer]
             assert model is not None
-            texts = model.sample(
-                [prompt.token_ids for prompt in prompts],
-                seeds,
-                self._max_response_tokens,
-                self._sampling_temperature,
+            texts = ranks.shared(
+                f"the responses of the {writer}",
+                len(prompts),
+                lambda rows: model.sample(
+                    [prompts[row].token_ids for row in rows],
+                    [seeds[row] for row in rows],
+                    self._max_response_tokens,
+                    self._sampling_temperature,
+                ),
             )
             num_tokens = sum(map(len, texts))
             self.counters.generated_tokens += num_tokens
@@ -298,7 +303,7 @@ class ResponseSource:
                 [self._prompt_of(pair).token_ids for pair in unscored],
                 [self._stored[pair].response.token_ids for pair in unscored],
             )
-            for pair, value in zip(unscored, self._cache.compute(fresh), strict=True):
+            for pair, value in zip(unscored, self._cache.compute_together(fresh), strict=True):
                 stored = self._stored[pair]
                 self.counters.teacher_tokens += 0 if stored.scored else len(stored.response.token_ids)
                 kept[pair], stored.scored = value, True

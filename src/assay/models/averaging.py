@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from assay import ranks
 from assay.config import TrainingConfig
 from assay.errors import AssayError
 from assay.models.checkpointing import checkpoint_activations
@@ -16,13 +17,15 @@ from assay.models.dropout import set_dropout
 from assay.models.loading import load_model
 from assay.models.lora import add_adapters, merged_weights
 from assay.models.pretrained import PretrainedModel
+from assay.models.sharding import divided_like, shard_layers, whole
 
 
 class Learner:
     """The model that the optimiser moves, ``model``, and how ``student``, which is evaluated and saved, follows it.
 
-    The two are one unless weights are averaged or low-rank updates trained: then ``model`` is a copy, and ``follow``
-    makes the student d · student + (1 − d) · model, with ``averaging_decay`` d, or 0 without one, and updates merged.
+    The two are one unless weights are averaged, low-rank updates trained, or layers divided between ranks: then
+    ``model`` is a copy, and ``follow`` makes the student d · student + (1 − d) · model, with ``averaging_decay`` d, or
+    0 without one, updates merged, and layers whole.
     The average begins at the first weights, without a correction: it is the start at step 0, and with a large d it
     stays near it for some 1 / (1 − d) steps.
     """
@@ -31,7 +34,9 @@ class Learner:
         self.student = student
         self._decay = config.averaging_decay or 0.0
         self._is_adapted = config.lora_rank is not None
-        self.model = copy.deepcopy(student) if self._is_adapted or config.averaging_decay is not None else student
+        self._is_sharded = config.parallel == "shard" and ranks.num_ranks() > 1
+        is_apart = self._is_adapted or self._is_sharded or config.averaging_decay is not None
+        self.model = copy.deepcopy(student) if is_apart else student
         if config.dropout > 0:
             set_dropout(self.model, config.dropout)
         if config.lora_rank is not None:
@@ -40,6 +45,13 @@ class Learner:
             checkpoint_activations(self.model)
         if config.packing:
             self.model.pack_rows()
+        if self._is_sharded:
+            shard_layers(self.model)
+
+    @property
+    def writer(self) -> PretrainedModel:
+        """Who writes responses with the weights that are trained: ranks do not all write equally many."""
+        return self.student if self._is_sharded else self.model
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -49,7 +61,7 @@ class Learner:
         ours = dict(self.student.module.named_parameters())
         theirs = merged_weights(self.model) if self._is_adapted else dict(self.model.module.named_parameters())
         for name, value in theirs.items():
-            ours[name].mul_(self._decay).add_(value, alpha=1 - self._decay)
+            ours[name].mul_(self._decay).add_(whole(value), alpha=1 - self._decay)
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -58,11 +70,11 @@ class Learner:
             return
         ours = dict(self.model.module.named_parameters())
         for name, value in self.student.module.named_parameters():
-            ours[name].copy_(value)
+            ours[name].copy_(divided_like(ours[name], value))
 
     def state(self) -> dict[str, Tensor]:
         """The trained weights, where the student does not hold them itself."""
-        if self.model is self.student:
+        if self.model is self.student or self._is_sharded:
             return {}
         return {name: p.detach() for name, p in self.model.module.named_parameters() if p.requires_grad}
 
@@ -76,6 +88,8 @@ class Learner:
             )
         for name, value in state.items():
             ours[name].copy_(value)
+        if self._is_sharded:
+            self.restart()
 
 
 def mean_of_students(folders: Sequence[str | Path]) -> PretrainedModel:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from assay import ranks
 from assay.buckets import concatenated, top_k
 from assay.chunked import chunks
 from assay.divergences import hard_labels
@@ -77,6 +78,19 @@ class CachedLogProbs:
             for row, value in zip(rows, self._computed(part), strict=True):
                 kept[row] = value
         return kept
+
+    def compute_together(self, batch: Batch) -> list[Kept]:
+        """``compute``, of which every rank does a part and has all."""
+        if ranks.num_ranks() == 1:
+            return self.compute(batch)
+
+        def compute(rows: list[int]) -> list[Kept]:
+            part = Batch([batch.prompt_ids[row] for row in rows], [batch.response_ids[row] for row in rows])
+            return [{name: value.cpu() for name, value in kept.items()} for kept in self.compute(part)]
+
+        device = getattr(self.model, "device", "cpu")  # models in closed form have none
+        gathered = ranks.shared("the teacher's signals", len(batch), compute)
+        return [{name: value.to(device) for name, value in kept.items()} for kept in gathered]
 
     def signal(self, kept: Sequence[Kept]) -> Dense | States | TopK:
         """The teacher signal of the sequences whose kept values are given, one after the other."""
