@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import sys
@@ -21,6 +22,7 @@ from tyro.conf import Positional, arg
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
 from assay.errors import AssayError
+from assay.ray_executor import RayConfig
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
 
@@ -61,6 +63,8 @@ def sweep(
     workers: int | None = None,
     flops_per_second: float | None = None,
     dry_run: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    cluster: Annotated[RayConfig, arg(name="")] = RayConfig(),  # noqa: B008
 ) -> None:
     """Run a study, or a recipe or config file at every combination of AXES and seeds, on all cores; resumable.
 
@@ -72,16 +76,22 @@ def sweep(
         scale: "tiny", or for a study "small" or "paper": plans for a GPU.
         runs: Where the runs go; sweeps of one folder share them.
         out: Where table, figures and report go; RUNS/TARGET by default.
-        workers: Processes; one per core by default.
+        workers: Processes; one per core by default, on Ray as many as its nodes have room for.
         flops_per_second: What one worker computes, for the forecast of time; else that of the finished runs in RUNS.
         dry_run: Print the plan with its cost, and stop.
+        engine: "ray" runs the parts on the nodes of a Ray cluster, which all see RUNS (docs/sweeps.md).
+        cluster: Of --engine ray.
     """
     from assay.recipes import sweeps
 
+    if engine == "local" and cluster != RayConfig():
+        raise AssayError("an address, resources, retries and placement belong to --engine ray")
+    ray = cluster if engine == "ray" else None
     plan = sweeps.plan(target, axes, seeds, worlds, scale)
     print("\n".join(sweeps.cost(plan, runs, workers, flops_per_second)))
     if not dry_run:
-        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, lambda line: print(line, file=sys.stderr)))
+        listener = functools.partial(print, file=sys.stderr, flush=True)
+        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, listener, ray))
 
 
 def plan(
