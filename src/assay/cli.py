@@ -336,6 +336,48 @@ def answers(
     print(write_answers(prompts, out, Asked(server, config, number, max_tokens, sampling_temperature, seed), column))
 
 
+def generate(
+    prompts: Positional[Path],
+    model: str,
+    out: Path,
+    number: int = 1,
+    shard_size: int = 10_000,
+    processes: int | None = None,
+    max_prompt_tokens: int = Distill.max_prompt_tokens,
+    max_response_tokens: int = Distill.max_response_tokens,
+    sampling_temperature: float = 1.0,
+    seed: int = 0,
+    chat_template: bool = False,
+    batch_size: int = 64,
+    server: ServerConfig = ModelsConfig.server,
+) -> None:
+    """Have a model write responses to any number of prompts, for `assay distill --prompts OUT --responses responses`.
+
+    Streamed into files of SHARD_SIZE prompts; resumable at the file (docs/generation.md).
+
+    Args:
+        prompts: A .jsonl or .parquet file (docs/tasks.md).
+        model: An embedded base, a checkpoint folder, a hub id, or the URL of an API with /chat/completions.
+        out: A folder for the files.
+        number: Responses to each prompt.
+        shard_size: Prompts of a file; the memory taken grows with it, and with nothing else.
+        processes: Each with the model and one thread; one per core by default.
+        max_prompt_tokens: Longer prompts are left out.
+        max_response_tokens: Prompts with a response that is cut here are left out.
+        sampling_temperature: 1 is the law of the model itself.
+        seed: Of everything that is drawn.
+        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
+        batch_size: Sequences that are decoded at once.
+        server: How an API is asked.
+    """
+    from assay.generation import generate as write
+    from assay.text_writers import Generation
+
+    request = Generation(model, number, shard_size, max_prompt_tokens, max_response_tokens, sampling_temperature, seed,
+                         chat_template, batch_size, server)  # fmt: skip
+    print(write(request, prompts, out, processes, announce=lambda line: print(f"assay: {line}", file=sys.stderr)))
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -427,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **{f.__name__: f for f in (quickstart, doctor)},
                 "distill": Distill,
                 "lab": Lab,
-                **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
+                **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose)},
                 **{f.__name__: f for f in (recipes, bases, tasks)},
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
