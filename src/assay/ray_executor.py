@@ -196,11 +196,12 @@ def _connect(config: RayConfig, num_cpus: int) -> Any:
         os.environ.setdefault(name, value)
     import ray
     import ray._private.worker
+    import ray.exceptions
 
     ray._private.worker._worker_logs_enabled = False  # or each death is told on stdout, whatever log_to_driver says
-    where = {"address": config.address} if config.address else {"address": "local", "num_cpus": num_cpus}
-    if config.address is None:
-        where |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}  # results are small
+    where: dict[str, Any] = {"address": config.address or "local"}
+    if config.address is None:  # results are small
+        where |= {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 100 * 2**20}
     try:
         _reach(config.address)
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
