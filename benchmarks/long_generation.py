@@ -88,7 +88,10 @@ def main(sizes: Sequence[int]) -> None:
         peaks = f"{found['reader_mib']:.0f} | {found['worker_mib']:.0f}"
         lines.append(f"| {counts} | {peaks} | {found['seconds']:.0f} |")
         print(lines[-1], flush=True)
-    text = "Written by `python benchmarks/long_generation.py`; files of 10,000 prompts, one worker, one thread.\n\n"
+    text = (
+        "Written by `python benchmarks/long_generation.py`; files of 10,000 prompts, one worker, one thread. Seconds are\n"
+        "those of the wall clock, on a machine that may have been busy with other work; the peaks do not depend on it.\n\n"
+    )
     runs.write_text(Path(__file__).with_suffix(".md"), text + "\n".join(lines) + "\n")
 
 
