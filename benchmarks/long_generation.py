@@ -89,8 +89,9 @@ def main(sizes: Sequence[int]) -> None:
         lines.append(f"| {counts} | {peaks} | {found['seconds']:.0f} |")
         print(lines[-1], flush=True)
     text = (
-        "Written by `python benchmarks/long_generation.py`; files of 10,000 prompts, one worker, one thread. Seconds are\n"
-        "those of the wall clock, on a machine that may have been busy with other work; the peaks do not depend on it.\n\n"
+        "Written by `python benchmarks/long_generation.py`; files of 10,000 prompts, one worker, one thread. Seconds\n"
+        "are those of the wall clock, on a machine that may have been busy with other work; the peaks do not depend\n"
+        "on it.\n\n"
     )
     runs.write_text(Path(__file__).with_suffix(".md"), text + "\n".join(lines) + "\n")
 
