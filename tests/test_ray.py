@@ -200,7 +200,7 @@ def test_a_node_that_is_killed_costs_nothing_and_nothing_is_run_twice(tmp_path: 
         cluster.shutdown()
     assert failures == {}
     assert len(victims) == 1, "no node was killed"
-    assert any(victims[0].removesuffix(".jsonl") in line and "died; retries left: 2" in line for line in lines)
+    assert any(victims[0].removesuffix(".jsonl") in line and "died; retries left: 3" in line for line in lines)
     for journal in (there / JOURNALS).glob("*.jsonl"):
         events = [record["event"] for record in runs.read_records(journal)]
         assert events == ["begun"] * (2 if journal.name == victims[0] else 1) + ["ended"]
