@@ -101,7 +101,7 @@ def _survey(prompts: Path) -> tuple[int, str]:
     num_prompts = sum(1 for _ in stream_rows(prompts))
     total = hashlib.sha256()
     with prompts.open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(2**16):
             total.update(block)
     return num_prompts, total.hexdigest()[:16]
 
