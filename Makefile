@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-server lint types bench clean
+.PHONY: quickstart test test-slow test-server lint types bench chaos clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -28,6 +28,9 @@ types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it 
 
 bench: .venv/.installed  ## speed on this machine, as ratios
 	$(BIN)/python benchmarks/speed.py
+
+chaos: .venv/.installed-dev  ## kill runs at 56 random moments and compare what they end in; about a quarter of an hour
+	$(BIN)/python tests/chaos.py --write
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

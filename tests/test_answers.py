@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from assay import runs
 from assay.answering import Asked, write_answers
 from assay.config import ServerConfig
 from assay.data.user_rows import read_rows, stream_rows
@@ -172,3 +173,14 @@ def test_the_same_api_writes_long_jobs(tmp_path: Path) -> None:
         assert isinstance(texts, list)
         assert [text.partition(": ")[2] for text in texts] == [said] * 2
     assert len({request["seed"] for request in api.requests}) == 6
+
+
+def test_a_second_process_on_the_same_answers_is_refused(api: ChatApi, prompts: Path, tmp_path: Path) -> None:
+    with (
+        runs.locked(tmp_path, ".answers.jsonl.lock"),
+        pytest.raises(AssayError, match=r"another process is working in .*choose another --out"),
+    ):
+        write_answers(prompts, tmp_path / "answers.jsonl", asked(api))
+    assert api.requests == []
+    write_answers(prompts, tmp_path / "other.jsonl", asked(api))
+    assert sorted(path.name for path in tmp_path.iterdir() if path != prompts) == [".answers.jsonl.lock", "other.jsonl"]

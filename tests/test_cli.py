@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from assay import runs
+from assay.checkpoints import save_model
 from assay.config import to_dict
 from assay.recipes import RECIPES
 from assay.recipes.studies import STUDIES
-from assay.training import save_model
 from tiny_models import gpt2
 
 TINY = [

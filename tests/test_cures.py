@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch.optim import SGD
 
+from assay.checkpoints import FitState, save_model
 from assay.config import TrainingConfig
 from assay.errors import AssayError
 from assay.models.averaging import Learner, mean_of_students
 from assay.models.dropout import set_dropout
 from assay.models.loading import load_model
 from assay.models.pretrained import PretrainedModel
-from assay.training import FitState, distillation_loss, fit, save_model, train_step
+from assay.training import distillation_loss, fit, train_step
 from assay.types import Batch, Dense
 from test_training import CONFIG, Killed, mixture
 from tiny_models import bart, gpt2, llama, t5

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from assay.checkpoints import save_model
 from assay.cli import main
 from assay.config import ProbeConfig, ServerConfig
 from assay.data.tasks import corpus_rows, get_task
@@ -36,7 +37,6 @@ from assay.models.loading import describe, load_model, load_tokenizer
 from assay.preconditions import check_models
 from assay.recipes.own import NUM_PASSES, Distill, filled
 from assay.runs import write_json, write_table
-from assay.training import save_model
 from assay.types import Batch
 from assay.workspace import survey
 from servers.stub import Reply, Stub, with_choice, word_tokenizer

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from assay.buckets import resolved
 from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs
 from assay.models.ensemble import Ensemble
@@ -41,7 +42,7 @@ def test_the_law_is_the_mean_of_the_members_laws(family: str) -> None:
     for kind in ("log_probs", "hidden"):
         cache = CachedLogProbs(ensemble)
         cache.kind = kind
-        signal = cache.signal(cache.compute(BATCH))
+        signal = resolved(cache.signal(cache.compute(BATCH)))
         assert isinstance(signal, Dense)
         assert torch.allclose(signal.log_p_NV.exp().double(), expected, atol=1e-5)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import subprocess
@@ -203,28 +204,18 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    ("moment", "how"),
-    [
-        pytest.param("stage1/oracle-*.parquet", signal.SIGKILL, marks=pytest.mark.slow),
-        ("arms/*/checkpoints/step-*", signal.SIGKILL),
-        pytest.param("arms/*/probe/00000001.parquet", signal.SIGINT, marks=pytest.mark.slow),
-    ],
-)
-def test_an_interrupted_run_resumes_to_the_same_records(run: Path, tmp_path: Path, moment: str, how: int) -> None:
+@pytest.mark.slow
+def test_a_run_that_is_stopped_by_ctrl_c_resumes_to_the_same_records(run: Path, tmp_path: Path) -> None:
+    """Kills are in test_chaos.py."""
     config, folder = tmp_path / "config.json", tmp_path / "run"
     config.write_text(json.dumps(to_dict(small())))
     process = start(config, folder)
-    wait_for(folder, moment, process)
-    if how == signal.SIGKILL:
-        process.kill()  # the parent alone: its workers must notice
-        process.wait()
-    else:
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "the same command goes on" in stderr
-        assert "Traceback" not in stderr
+    wait_for(folder, "arms/*/probe/00000001.parquet", process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr
+    assert "Traceback" not in stderr
     assert not (folder / "arms" / "online_student" / "finished.json").exists()
     run_experiment(small(), folder)
     expected = [without_times(r) for r in runs.read_records(run / "metrics.jsonl")]
@@ -247,8 +238,6 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     ("damage", "words"),
     [
         (lambda f: (f / "arms/offline/metrics.jsonl").unlink(), "lacks the evaluations at steps"),
-        (lambda f: next((f / "arms/offline/checkpoints").glob("*/model.safetensors")).write_bytes(b"x"), "damaged"),
-        (lambda f: next((f / "arms/offline/checkpoints").glob("*/training.json")).write_text("{}"), "damaged"),
         (lambda f: (f / "stage1/held_out-teacher.parquet").write_bytes(b"x"), "damaged"),
         (lambda f: (f / "manifest.json").write_text("[]"), "not the manifest of a run"),
         (lambda f: change_digest(f / "manifest.json"), "student has changed since this run was begun"),
@@ -262,6 +251,41 @@ def test_a_damaged_file_of_an_unfinished_run_is_refused(run: Path, tmp_path: Pat
     damage(folder)
     with pytest.raises(AssayError, match=words):
         run_experiment(small(), folder)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run: Path, tmp_path: Path) -> None:
+    """Records that it had seen are dropped and made again, the same; the run says so for good."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    manifest = runs.read_json(folder / "manifest.json")
+    runs.write_json(folder / "manifest.json", manifest | {"status": "running"})
+    (folder / "arms/offline/finished.json").unlink()
+    (folder / "arms/offline/checkpoints/step-00000012/training.safetensors").write_bytes(b"x")
+    run_experiment(small(), folder)
+    expected = [without_times(r) for r in runs.read_records(run / "metrics.jsonl")]
+    assert [without_times(r) for r in runs.read_records(folder / "metrics.jsonl")] == expected
+    assert summary_of(folder)["arms"] == summary_of(run)["arms"]
+    student = "arms/offline/student/model.safetensors"
+    assert (folder / student).read_bytes() == (run / student).read_bytes()
+    (repair,) = runs.read_records(folder / runs.REPAIRS)
+    assert "step-00000012' is damaged (training.safetensors is not what was written)" in repair["repair"]
+    assert repair["repair"].endswith("removed; goes on from step-00000010")
+
+
+def test_a_worker_that_the_system_kills_is_said_and_the_same_command_resumes(run: Path, tmp_path: Path) -> None:
+    """SIGKILL to a worker, as the kernel does when memory runs out."""
+    experiment = dataclasses.replace(small(), arms=small().arms[:1])
+    killed: list[int] = []
+
+    def kill_one(progress: Progress) -> None:
+        if progress.stage.startswith("SFT") and not killed:
+            killed.append(multiprocessing.active_children()[0].pid or 0)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(AssayError, match=r"killed from outside, by the system when memory runs out \(then lower dist"):
+        run_experiment(experiment, tmp_path, kill_one)
+    assert killed
+    run_experiment(experiment, tmp_path)
+    assert summary_of(tmp_path)["arms"] == summary_of(run)["arms"][:1]
 
 
 def change_digest(path: Path) -> None:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from assay import evaluation, run_experiment, runs
+from assay.checkpoints import save_model
 from assay.config import ARMS, ArmConfig, Experiment, SourceConfig, to_dict, with_policy
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
@@ -36,7 +37,6 @@ from assay.models.loading import load_model
 from assay.models.seq2seq import Seq2SeqModel
 from assay.models.sizes import PUBLIC, size_of
 from assay.recipes.scales import SCALES
-from assay.training import save_model
 from assay.types import Batch, Prompt, Response
 from assay.workload import arm_work, num_evaluations, stage_one_work
 from test_experiment import small
@@ -219,7 +219,8 @@ def test_listed_tokens_and_a_store_are_forecast() -> None:
         for v in ({}, {"teacher_top_k": 8})
     )
     remembered = 64 + 32 + 4096  # held-out prompts, the train proxy's pairs, those trained on
-    assert memory - of_lists == remembered * 24 * (4 * 512 - 68)
+    in_a_step = 2 * experiment.distillation.training.batch_size
+    assert memory - of_lists == (remembered + in_a_step) * 24 * (4 * 512 - 68)
     assert listed.memory_bytes < before.memory_bytes  # type: ignore[operator]
     assert (listed.disk_bytes, listed.arms) == (before.disk_bytes, before.arms)
     both = forecast(changed(teacher_top_k=8, signal_store="store"))
@@ -272,7 +273,7 @@ def test_cures_cost_what_they_add() -> None:
     assert averaged.flops == low_rank.flops == before.flops
     for found in (anchored, averaged, low_rank):
         assert found.memory_bytes == before.memory_bytes + 4 * size.num_parameters
-    assert averaged.disk_bytes == before.disk_bytes + 3 * 4 * size.num_parameters
+    assert averaged.disk_bytes == before.disk_bytes + 3 * runs.NUM_CHECKPOINTS * 4 * size.num_parameters
     replay, offline = (
         forecast(dataclasses.replace(base, arms=(arm,)))
         for arm in (

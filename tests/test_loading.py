@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from assay.checkpoints import save_model
 from assay.data.tasks import get_task, load_prompts
 from assay.errors import AssayError
 from assay.models.bases import base_path
@@ -30,7 +31,6 @@ from assay.models.loading import (
     random_model,
 )
 from assay.models.pretrained import eos_token_ids
-from assay.training import save_model
 from assay.types import Batch, Framing
 from tiny_models import bart, gemma2, gpt2, llama, qwen3, t5
 

@@ -15,13 +15,14 @@ import torch
 from torch.optim import AdamW
 
 from assay import policy, runs, stages
+from assay.checkpoints import FitState, save_model
 from assay.config import ARMS, ArmConfig, SourceConfig, TrainingConfig, with_policy
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.diagnostics.trajectory import Trajectory
 from assay.errors import AssayError
 from assay.policy import EVEN_ODDS, Policy, Supply, completions_to_add
 from assay.results import merge_arms, write_summary
-from assay.training import FitState, fit, save_model, train_step
+from assay.training import fit, train_step
 from assay.types import Action, Progress, Prompt
 from assay.validation import validate
 from known_logs import falling, hacked, healthy

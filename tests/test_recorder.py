@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from assay import runs
+from assay.checkpoints import FitState
 from assay.config import ARMS
 from assay.diagnostics.detector import Detector
 from assay.errors import AssayError
 from assay.recipes import get_recipe
 from assay.recorder import Recorder
-from assay.training import FitState
 from known_logs import falling
 
 COLUMNS = {"proxy": "proxy_nats", "train_proxy": "train_proxy_nats", "reference_nll": "reference_nll_nats"}

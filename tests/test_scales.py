@@ -13,6 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from assay import run_experiment, runs
+from assay.checkpoints import save_model
 from assay.config import Experiment, to_dict
 from assay.config_file import from_dict
 from assay.data.hub import HUB, split_rows
@@ -25,7 +26,6 @@ from assay.models.loading import load_tokenizer
 from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
 from assay.recipes.scales import SCALES, paper_xsum, small_xsum_gpt2, small_xsum_t5
-from assay.training import save_model
 from assay.validation import validate
 
 EVERYTHING = [(scale, world) for scale, worlds in SCALES.items() for world in worlds]

@@ -22,12 +22,12 @@ import torch
 from scipy.stats import chisquare
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from assay.checkpoints import save_model
 from assay.config import ServerConfig
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
 from assay.models.sampling import response_seed
 from assay.models.served import ServedModel
-from assay.training import save_model
 from assay.types import Batch
 from servers.stub import word_tokenizer
 from tiny_models import EOS, VOCAB_SIZE

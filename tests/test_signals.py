@@ -11,7 +11,7 @@ import torch
 from torch.optim import SGD
 
 from assay import evaluation
-from assay.buckets import top_k
+from assay.buckets import resolved, top_k
 from assay.config import ProbeConfig, SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource, one_hot, one_listed
 from assay.divergences import DIVERGENCES
@@ -25,7 +25,7 @@ from assay.models.language_model import LanguageModel, ListingModel
 from assay.preconditions import check_temperature
 from assay.recipes import get_recipe
 from assay.training import distillation_loss, fit, train_step
-from assay.types import Batch, Dense, Prompt, TopK
+from assay.types import Batch, Dense, Prompt, States, TopK
 from assay.validation import validate
 from tiny_models import VOCAB_SIZE, bart, gpt2, t5
 
@@ -317,5 +317,7 @@ def test_large_vocabularies_are_kept_as_hidden_states(monkeypatch: pytest.Monkey
     assert cache.kind == "hidden"
     assert cache.compute(BATCH)[0]["hidden"].shape == (3, 16)
     signal = cache.signal(cache.compute(BATCH))
-    assert isinstance(signal, Dense)
-    assert torch.allclose(signal.log_p_NV, gpt2(1).log_probs(BATCH), atol=2e-5)
+    assert isinstance(signal, States)
+    law = resolved(signal)
+    assert isinstance(law, Dense)
+    assert torch.allclose(law.log_p_NV, gpt2(1).log_probs(BATCH), atol=2e-5)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import random
+import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import Executor, Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,6 +17,7 @@ from assay import provenance, run_experiment, runs, sweep, workers
 from assay.config import Experiment, TaskConfig, to_dict
 from assay.config_file import from_dict
 from assay.errors import AssayError
+from assay.forecast import measured_flops_per_second
 from assay.recipes import sweeps
 from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, experiments_of
@@ -282,6 +278,33 @@ def test_a_sweep_killed_while_it_wrote_its_first_file_goes_on(tmp_path: Path, mo
 
 
 @pytest.mark.usefixtures("hollow")
+def test_a_damaged_neighbour_is_named_and_shares_nothing(tmp_path: Path) -> None:
+    assert run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool()) == {}
+    neighbour = run_folder(named("a"), tmp_path)
+    (neighbour / "manifest.json").write_text('{"config": ')
+    lines: list[str] = []
+    later = named("a", "b")
+    assert run_sweep([later], tmp_path, lines.append, 1, lambda _: Pool()) == {}
+    (line,) = (line for line in lines if "nothing is shared" in line)
+    assert line.startswith(f"nothing is shared with {neighbour.name}: ")
+    assert "delete the run folder" in line
+    assert not runs.read_json(run_folder(later, tmp_path) / "manifest.json").get("copied")
+    assert measured_flops_per_second([neighbour / "manifest.json"]) is None
+
+
+@pytest.mark.usefixtures("hollow")
+def test_more_runs_than_files_may_be_open(tmp_path: Path) -> None:
+    """A lock each, and a soft limit that is lower."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    try:
+        many = [named("a", seed=seed) for seed in range(80)]
+        assert run_sweep(many, tmp_path, make_executor=lambda _: Pool()) == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("hollow")
 def test_a_part_that_cannot_be_shared_stops_only_the_run_that_needs_it(tmp_path: Path) -> None:
     assert run_sweep([named("a")], tmp_path, make_executor=lambda _: Pool()) == {}
     begun = run_folder(named("b"), tmp_path)
@@ -291,59 +314,6 @@ def test_a_part_that_cannot_be_shared_stops_only_the_run_that_needs_it(tmp_path:
     failures = run_sweep([named("b"), named("c", seed=8)], tmp_path, make_executor=lambda _: Pool())
     assert list(failures) == [begun.name]
     assert "the corpus has changed" in failures[begun.name]
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from assay.config_file import from_dict
-from assay.sweep import run_sweep
-if __name__ == "__main__":
-    experiments = [from_dict(values) for values in json.loads(Path(sys.argv[1]).read_text())]
-    print(run_sweep(experiments, Path(sys.argv[2]), lambda line: print(line, flush=True)))
-"""
-
-
-@pytest.mark.slow
-def test_a_sweep_killed_at_random_moments_loses_no_finished_run_and_repeats_none(
-    swept: tuple[Path, list[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "plan.json").write_text(json.dumps([to_dict(e) for e in experiments()]))
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "plan.json"), str(tmp_path / "runs")]
-    moments, finished, kills = random.Random(3), dict[Path, int](), 0
-    for start in range(12):
-        finished_before = set(finished)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            ended = 0
-            for line in process.stdout or ():
-                ended += line.startswith("[")
-                if ended >= start:  # one unit later each time: on any machine some of them end and some do not
-                    time.sleep(moments.uniform(0, 3))
-                    process.kill()
-                    break
-        kills += process.returncode == -signal.SIGKILL
-        deadline = time.monotonic() + 20  # the workers notice and let go of their files
-        while time.monotonic() < deadline and process.returncode != 0 and _is_written(tmp_path / "runs"):
-            time.sleep(0.2)
-        assert {p: t for p, t in times(tmp_path / "runs").items() if p in finished} == finished
-        for mark in (tmp_path / "runs").glob("*/arms/*/finished.json"):
-            finished |= times(mark.parent)
-        if process.returncode == 0:
-            break
-    assert process.returncode == 0
-    assert kills > 1
-    assert finished_before
-    for experiment in experiments():
-        made = run_folder(experiment, tmp_path / "runs")
-        assert summary_of(made)["arms"] == summary_of(run_folder(experiment, swept[0]))["arms"]
-
-
-def _is_written(folder: Path) -> bool:
-    """Whether any file changes within half a second."""
-    before = times(folder)
-    time.sleep(0.5)
-    return times(folder) != before
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from assay.checkpoints import FitState
 from assay.config import SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
 from assay.models.causal import CausalModel
-from assay.training import FitState, distillation_loss, fit, learning_rate_at, train_step
+from assay.training import distillation_loss, fit, learning_rate_at, train_step
 from assay.types import Batch, Dense, Prompt
 from tiny_models import gpt2
 
@@ -127,13 +128,13 @@ def test_interrupted_equals_uninterrupted(
     assert (ours.generated_tokens, ours.teacher_tokens) == (theirs.generated_tokens, theirs.teacher_tokens)
 
 
-def test_one_checkpoint_is_kept_and_from_pretrained_reads_it(tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_from_pretrained_reads_them(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     student = gpt2(2)
     fit(student, mixture(), CONFIG, checkpoints=tmp_path)
-    (kept,) = tmp_path.iterdir()
-    assert kept.name == "step-00000009"
+    older, kept = sorted(tmp_path.iterdir())
+    assert (older.name, kept.name) == ("step-00000008", "step-00000009")
     read = CausalModel(AutoModelForCausalLM.from_pretrained(kept, dtype=torch.float32), "read")
     batch = Batch([(5, 2)], [(3, 4, 0)])
     assert torch.equal(read.log_probs(batch), student.log_probs(batch))

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
+from assay.checkpoints import FitState
 from assay.config import Experiment, TrainingConfig
 from assay.errors import AssayError
 from assay.frozen_set import FrozenSet
 from assay.models.averaging import Learner
 from assay.models.pretrained import PretrainedModel
-from assay.training import FitState, distillation_loss, fit, train_step
+from assay.training import distillation_loss, fit, train_step
 from assay.types import Batch, Dense, Prompt, Response
 from assay.validation import validate
 from test_training import CONFIG, Killed, mixture

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny_models
 from assay import AssayError
+from assay.checkpoints import save_model
 from assay.data.tasks import corpus_rows, encode, get_task
 from assay.models.causal import CausalModel
 from assay.models.loading import check_fits, load_model, load_tokenizer
 from assay.models.trimming import kept_token_ids, trimmed_model, trimmed_tokenizer
-from assay.training import save_model
 from assay.types import Batch
 
 GLOSSES = [f" {row['gloss']}" for row in corpus_rows(get_task("define"))[:3000]]

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from assay.buckets import resolved
+from assay.checkpoints import save_model
 from assay.config import Experiment, ModelsConfig, TaskConfig, TrainingConfig
 from assay.data.sources import one_hot
 from assay.errors import AssayError
@@ -28,7 +30,7 @@ from assay.models.ensemble import Ensemble
 from assay.models.loading import load_model, load_tokenizer, num_token_ids, random_model
 from assay.models.pretrained import PretrainedModel
 from assay.preconditions import check_models
-from assay.training import distillation_loss, save_model, train_step
+from assay.training import distillation_loss, train_step
 from assay.types import Batch, Dense, Prompt, Response
 from assay.workspace import Workspace
 from tiny_models import bart, cut, gemma2, gpt2, llama, qwen3, t5
@@ -66,7 +68,7 @@ def test_a_cut_law_is_the_whole_law_renormalised_over_the_kept_ids(family: str) 
     assert torch.allclose(model.head(model.hidden(BATCH)).double(), expected, rtol=1e-5, atol=1e-5)
     cache = CachedLogProbs(model)
     for cache.kind in ("log_probs", "hidden"):
-        signal = cache.signal(cache.compute(BATCH))
+        signal = resolved(cache.signal(cache.compute(BATCH)))
         assert isinstance(signal, Dense)
         assert torch.allclose(signal.log_p_NV.double(), expected, rtol=1e-5, atol=1e-5)
 

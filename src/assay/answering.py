@@ -51,6 +51,17 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     """
     if out.suffix != ".jsonl" or column in (*COPIED, ""):
         raise AssayError(f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}")
+    runs.prepare_folder(out.parent)
+    lock = f".{out.name}.lock"
+    with runs.locked(out.parent, lock, "--out (this one is being written)"):
+        runs.remove_leftovers_of(out)
+        _write(prompts, out, asked, column)
+        with runs.readable_errors(out, "write"):
+            (out.parent / lock).unlink()
+    return out
+
+
+def _write(prompts: Path, out: Path, asked: Asked, column: str) -> None:
     rows, server = read_rows(prompts), Server(asked.url, asked.server)
     model = asked.server.model or only_model(server)
     partial = out.with_name(f".{out.name}.partial")
@@ -75,7 +86,6 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     lines = [json.dumps(_copied(row) | {column: answers[row.id]}, ensure_ascii=False) for row in whole]
     runs.write_text(out, "\n".join(lines) + "\n")
     partial.unlink()
-    return out
 
 
 def _taken_up(partial: Path, prompts: Path, asked: Asked, model: str) -> dict[str, Sequence[str | None]]:
@@ -86,18 +96,15 @@ def _taken_up(partial: Path, prompts: Path, asked: Asked, model: str) -> dict[st
             *(asked.url, model, asked.number, asked.max_tokens, asked.sampling_temperature, asked.seed),
         ]
     )
+    runs.repair_log(partial, runs.say)
     records = runs.read_records(partial)
     if not records:
-        with runs.readable_errors(partial, "write"):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # of a torn first line
         runs.append_record(partial, {"key": key})
     elif records[0].get("key") != key:
         raise AssayError(
             f"{str(partial)!r} holds answers of an interrupted command that asked for something else: delete it, or "
             "choose another --out"
         )
-    runs.keep_records(partial, lambda record: True)  # without a torn last line
     return {record["id"]: record["texts"] for record in records[1:]}
 
 

@@ -17,13 +17,33 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.errors import AssayError
-from assay.types import Dense, Sample, TeacherSignal, TopK
+from assay.types import Dense, Joined, Sample, States, TeacherSignal, TopK, WholeLaw
 
 
 def top_k(log_p_NV: Float[Tensor, "N V"], k: int) -> TopK:
     """The ``k`` most probable tokens of every row, most probable first (all V where k is more), and the rest's mass."""
     log_p_NK, token_ids_NK = log_p_NV.topk(min(k, log_p_NV.shape[-1]), dim=-1)
     return TopK(token_ids_NK, log_p_NK, _log_rest(log_p_NV, token_ids_NK))
+
+
+@torch.no_grad()
+def resolved(signal: WholeLaw | TopK, device: torch.device | None = None) -> Dense | TopK:
+    """The signal as log-probabilities, which a head makes now, in its own precision; on ``device`` if one is given.
+
+    Of a large vocabulary for a few response tokens at a time: ``resolved(signal.at(tokens))``.
+    """
+    if isinstance(signal, TopK):
+        return TopK(*(t.to(device=device) for t in (signal.token_ids_NK, signal.log_p_NK, signal.log_tail_N)))
+    parts = signal.parts if isinstance(signal, Joined) else (signal,)
+    laws = [_log_p(part).to(device=device) for part in parts]
+    return Dense(laws[0] if len(laws) == 1 else torch.cat(laws))
+
+
+def _log_p(signal: Dense | States) -> Tensor:
+    if isinstance(signal, Dense):
+        return signal.log_p_NV
+    with torch.autocast(signal.hidden_NH.device.type, enabled=False):  # the student's precision is not the teacher's
+        return signal.head(signal.hidden_NH)
 
 
 def on_same_buckets(
@@ -51,26 +71,28 @@ def on_same_buckets(
     if lists_all(signal, vocab_size):
         return signal.log_p_NK, log_q_NK
     log_rest_N = _log_rest(log_q_NV, token_ids_NK)
+    # a row's loss does not hang on whether others beside it list all tokens too
+    log_tail_N = signal.log_tail_N.masked_fill(_num_listed(signal) == vocab_size, -torch.inf)
     return (
-        torch.cat([signal.log_p_NK, signal.log_tail_N.unsqueeze(-1)], dim=-1),
+        torch.cat([signal.log_p_NK, log_tail_N.unsqueeze(-1)], dim=-1),
         torch.cat([log_q_NK, log_rest_N.unsqueeze(-1)], dim=-1),
     )
 
 
 def lists_all(signal: TopK, vocab_size: int) -> bool:
     """Whether every row lists every token of the vocabulary."""
-    return bool(((~_is_filling(signal.token_ids_NK)).sum(dim=-1) == vocab_size).all())
+    return bool((_num_listed(signal) == vocab_size).all())
 
 
 def concatenated(signals: Sequence[TeacherSignal]) -> TeacherSignal:
-    """Signals of the same kind one after the other; rows that list fewer tokens than others are filled up.
+    """Signals one after the other, all whole laws, lists or texts; rows that list fewer tokens than others are filled.
 
-    Raises AssayError for signals of different kinds.
+    Raises AssayError for signals of which some are whole and others are not.
     """
-    dense = [signal for signal in signals if isinstance(signal, Dense)]
+    whole = [signal for signal in signals if isinstance(signal, WholeLaw)]
     listed = [signal for signal in signals if isinstance(signal, TopK)]
-    if len(dense) == len(signals):
-        return Dense(torch.cat([signal.log_p_NV for signal in dense]))
+    if len(whole) == len(signals):
+        return _joined(whole)
     if len(listed) == len(signals):
         most = max(signal.token_ids_NK.shape[1] for signal in listed)
         filled = [_filled(signal, most) for signal in listed]
@@ -88,6 +110,18 @@ def concatenated(signals: Sequence[TeacherSignal]) -> TeacherSignal:
     )
 
 
+def _joined(signals: Sequence[WholeLaw]) -> WholeLaw:
+    """One array of what is kept in one way, so that a head runs once; else the parts as they are."""
+    parts = [part for signal in signals for part in (signal.parts if isinstance(signal, Joined) else (signal,))]
+    dense = [part for part in parts if isinstance(part, Dense)]
+    states = [part for part in parts if isinstance(part, States)]
+    if len(dense) == len(parts):
+        return Dense(torch.cat([part.log_p_NV for part in dense]))
+    if len(states) == len(parts) and all(part.head == states[0].head for part in states):
+        return States(torch.cat([part.hidden_NH for part in states]), states[0].head)
+    return Joined(tuple(parts))
+
+
 def _filled(signal: TopK, num_listed: int) -> TopK:
     missing = num_listed - signal.token_ids_NK.shape[1]
     if missing == 0:
@@ -99,6 +133,10 @@ def _filled(signal: TopK, num_listed: int) -> TopK:
         torch.cat([signal.log_p_NK, nothing_NK], dim=-1),
         signal.log_tail_N,
     )
+
+
+def _num_listed(signal: TopK) -> Int[Tensor, " N"]:
+    return (~_is_filling(signal.token_ids_NK)).sum(dim=-1)
 
 
 def _is_filling(token_ids_NK: Int[Tensor, "N K"]) -> Bool[Tensor, "N K"]:

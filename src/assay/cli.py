@@ -21,7 +21,7 @@ from tyro.conf import Positional, arg
 
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
-from assay.errors import AssayError
+from assay.errors import AssayError, is_out_of_memory
 from assay.ray_executor import RayConfig
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
@@ -479,6 +479,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_fail("assay: stopped; the same command goes on where it was", 130))
     except BrokenPipeError:
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(_fail("assay: out of memory: end other programs, or take smaller models or shorter texts", 2))
 
 
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."

@@ -69,6 +69,7 @@ def run_experiment(experiment: Experiment, folder: Path, listener: Listener = la
     runs.prepare_folder(folder)
     with runs.locked(folder):
         manifest = provenance.open_manifest(experiment, folder)
+        runs.put_in_order(folder)
         parts = (folder / "stage1").exists() and len(finished_arms(experiment, folder)) == len(experiment.arms)
         if is_finished(folder, manifest):
             pass

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
+from assay import runs
 from assay.config import ArmConfig, Experiment, TrainingConfig
-from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes
+from assay.models.batching import SAMPLING_BATCH_SIZE, SCORING_BATCH_SIZE, forecast_bytes, tokens_at_once
 from assay.models.sizes import ModelSize
 from assay.workload import (
     Sizes,
@@ -27,7 +28,7 @@ FLOAT_BYTES = 4
 TRAINED_COPIES = 4
 """A trained model is there four times: weights, gradients, and the two moments of AdamW."""
 LOSS_COPIES = 8
-"""[tokens, vocabulary] tensors of a training step: logits, log q, log p, p, difference, the loss's terms, gradients."""
+"""[tokens, vocabulary] tensors of a chunk of the loss: logits, log q, log p, p, difference, its terms, gradients."""
 LAYER_ACTIVATIONS = 16
 """Numbers kept for the backward pass, per token and layer, in hidden sizes [Korthikanti et al. 2022, without masks]."""
 
@@ -62,7 +63,6 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
     sizes = {role: whole_role(experiment, role, size) for role, size in sizes.items()}
     student = sizes["student"]
     probe, training = experiment.probe, experiment.distillation.training
-    num_tokens = experiment.task.max_response_tokens
     frozen = sum(size.num_parameters for size in sizes.values())
     copies = TRAINED_COPIES + (training.anchor_weight > 0) + _has_learner(training)
     weights = (frozen + copies * student.num_parameters) * FLOAT_BYTES
@@ -78,7 +78,7 @@ def _arm_memory(experiment: Experiment, arm: ArmConfig, sizes: Sizes) -> int:
         **{judge.column: probe.num_prompts * (judge.walks_on == "judge") for judge in probe.judges},
     }
     caches = sum(_signal_bytes(experiment, role, size, remembered[role]) for role, size in sizes.items())
-    signal = 2 * training.batch_size * num_tokens * student.vocab_size * FLOAT_BYTES
+    signal = 2 * _signal_bytes(experiment, "teacher", sizes.get("teacher", student), training.batch_size)
     micro_batch = math.ceil(training.batch_size / training.num_micro_batches)
     writers = [sizes[source.writer] for source in arm.sources if is_sampled(source) and source.writer in sizes]
     largest_step = max(
@@ -136,14 +136,20 @@ def _training_step(experiment: Experiment, size: ModelSize, num_rows: int) -> in
     kept = LAYER_ACTIVATIONS * size.hidden_size * layer_tokens
     if size.relative_positions:
         kept += 2 * size.num_heads * attended
-    return num_rows * (kept + LOSS_COPIES * response * size.vocab_size) * FLOAT_BYTES
+    return num_rows * kept * FLOAT_BYTES + loss_bytes(num_rows * response, size)
+
+
+def loss_bytes(num_tokens: int, size: ModelSize) -> int:
+    """The tensors of a chunk; where there are several, the head's gradient too, of the chunk and of all before it."""
+    at_once = tokens_at_once(size.vocab_size, size.hidden_size)
+    gradients = 2 * size.hidden_size if num_tokens > at_once else 0
+    return (LOSS_COPIES * min(num_tokens, at_once) + gradients) * size.vocab_size * FLOAT_BYTES
 
 
 def _scoring(experiment: Experiment, size: ModelSize) -> int:
-    """One batch forward: a layer's activations, and log-probabilities of two models with their terms."""
-    response = experiment.task.max_response_tokens
-    tensors = 4 * response * size.vocab_size
-    return SCORING_BATCH_SIZE * (_layer(experiment, size) + tensors) * FLOAT_BYTES
+    """One batch forward: a layer's activations, and a chunk's log-probabilities of two models with their terms."""
+    num_tokens = min(SCORING_BATCH_SIZE * experiment.task.max_response_tokens, tokens_at_once(size.vocab_size))
+    return (SCORING_BATCH_SIZE * _layer(experiment, size) + 4 * num_tokens * size.vocab_size) * FLOAT_BYTES
 
 
 def _decoding(experiment: Experiment, size: ModelSize, num_rows: int) -> int:
@@ -162,7 +168,7 @@ def _layer(experiment: Experiment, size: ModelSize) -> int:
 
 
 def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
-    """Checkpoints of SFT and of every arm (newest, best, last, kept ones), tables of arms and run, the report.
+    """Checkpoints of SFT and of every arm (the two newest, best, last, kept ones), tables of arms and run, the report.
 
     With a signal store what every arm adds to it, as if it held nothing and no two arms shared anything.
     """
@@ -178,7 +184,8 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         number = experiment.models.num_teachers if role == "teacher" else 1
         total += number * (weights + TOKENIZER_BYTES * sizes[role].vocab_size)
         if sft_steps(experiment, role):
-            total += number * (3 * weights + experiment.stage_one.num_oracle_prompts * state_row)
+            state = 3 * weights + experiment.stage_one.num_oracle_prompts * state_row
+            total += number * runs.NUM_CHECKPOINTS * state
     num_oracle_prompts = experiment.stage_one.num_oracle_prompts if experiment.models.oracle is not None else 0
     num_responses = num_oracle_prompts + 4 * probe.num_prompts
     evaluated = 2 * probe.num_prompts + probe.num_train_pairs + 2 * probe.num_monitored
@@ -192,10 +199,11 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
             num_pairs(experiment, source) if source.is_replay else count
             for source, count in zip(arm.sources, _num_stored(experiment, arm), strict=True)
         )
+        checkpoint = (3 + _has_learner(experiment.distillation.training)) * weights + stored * state_row
         total += (
-            (5 + _has_learner(experiment.distillation.training) + _num_kept(experiment, arm)) * weights
+            (2 + _num_kept(experiment, arm)) * weights
+            + runs.NUM_CHECKPOINTS * checkpoint
             + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size
-            + stored * state_row
         )
         total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown

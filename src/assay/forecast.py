@@ -14,6 +14,7 @@ from pathlib import Path
 from assay import provenance, runs
 from assay.config import ArmConfig, Experiment, config_hash
 from assay.config_file import from_dict
+from assay.errors import AssayError
 from assay.footprint import disk_bytes, memory_bytes
 from assay.models.sizes import size_of
 from assay.workload import Work, arm_work, responses_counted, stage_one_work
@@ -80,10 +81,15 @@ def measured_flops_per_second(manifest_paths: Iterable[Path]) -> float | None:
     """
     flops, worker_seconds = 0, 0.0
     for path in manifest_paths:
-        manifest = runs.read_json(path)
-        if manifest["status"] != "finished" or manifest["hardware"]["processor"] != provenance.processor():
+        try:
+            manifest = runs.read_json(path)
+            if not provenance.is_manifest(manifest) or manifest["status"] != "finished":
+                continue
+            experiment = from_dict(manifest["config"])
+        except AssayError:  # damaged, or of another version: no measurement
             continue
-        experiment = from_dict(manifest["config"])
+        if manifest["hardware"]["processor"] != provenance.processor():
+            continue
         found = forecast(experiment)
         if found.flops is not None and not manifest.get("copied"):
             flops += found.flops

@@ -10,10 +10,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from assay.buckets import lists_all, on_same_buckets
-from assay.estimators import negative_log_likelihood, rao_blackwell
-from assay.models.batching import SCORING_BATCH_SIZE
-from assay.models.cached import CachedLogProbs, Kept, by_length
+from assay.buckets import lists_all, on_same_buckets, resolved
+from assay.chunked import chunks
+from assay.divergences import forward_kl, hard_labels
+from assay.estimators import sum_per_sequence
+from assay.models.batching import SCORING_BATCH_SIZE, tokens_at_once
+from assay.models.cached import CachedLogProbs, Kept, by_length, log_probs_in_chunks
 from assay.models.language_model import LanguageModel, ListingModel
 from assay.types import Batch, Dense, Prompt, Response, TopK
 
@@ -81,19 +83,19 @@ class FrozenSet:
         values = np.zeros(len(self.batch))
         entropy = overlap = 0.0
         for rows, part in by_length(self.batch, self.batch_size):
-            with student.evaluating():
-                log_q_NV = student.log_probs(part)
-            if self.walker is None:
-                token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_q_NV.device)
-                value_B = negative_log_likelihood(log_q_NV, token_ids_N, part.lengths)
-            else:
-                # a host may have moved its models since
-                signal = self._cache.signal([self.kept[row] for row in rows], log_q_NV.device)
-                value_B = rao_blackwell(*on_same_buckets(signal, log_q_NV), part.lengths)
-                overlap += top_overlap(signal, log_q_NV) if self.metric == "proxy" else 0.0
-            if self.metric == "proxy":
-                entropy -= float((log_q_NV.exp() * log_q_NV).sum())
-            values[rows] = value_B.double().cpu().numpy()
+            token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids])
+            signal = None if self.walker is None else self._cache.signal([self.kept[row] for row in rows])
+            parts = []
+            for tokens, log_q_NV in log_probs_in_chunks(student, part):
+                if signal is None:
+                    parts.append(hard_labels(log_q_NV, token_ids_N[tokens].to(log_q_NV.device)))
+                else:
+                    law = resolved(signal.at(tokens), log_q_NV.device)  # a host may have moved its models since
+                    parts.append(forward_kl(*on_same_buckets(law, log_q_NV)))
+                    overlap += top_overlap(law, log_q_NV) if self.metric == "proxy" else 0.0
+                if self.metric == "proxy":
+                    entropy -= float((log_q_NV.exp() * log_q_NV).sum())
+            values[rows] = sum_per_sequence(torch.cat(parts), part.lengths).double().cpu().numpy()
         ids = [prompt.id for prompt in self.prompts]
         per_prompt = PerPrompt(self.metric, ids, values, np.array(self.batch.lengths))
         if self.metric != "proxy":
@@ -112,12 +114,15 @@ class FrozenSet:
         if self.walker is None:
             return {"teacher_entropy_nats_per_token": None}
         entropy, mass, is_whole = 0.0, 0.0, True
-        for rows, _ in by_length(self.batch, self.batch_size):
+        vocab_size = self._cache.model.vocab_size
+        for rows, part in by_length(self.batch, self.batch_size):
             signal = self._cache.signal([self.kept[row] for row in rows])
-            if isinstance(signal, TopK):
-                is_whole = is_whole and lists_all(signal, self._cache.model.vocab_size)
-                mass += float(signal.log_p_NK.exp().sum())
-            entropy -= _sum_p_log_p(signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK)
+            for tokens in chunks(part.num_tokens, tokens_at_once(vocab_size)):
+                law = resolved(signal.at(tokens))
+                if isinstance(law, TopK):
+                    is_whole = is_whole and lists_all(law, vocab_size)
+                    mass += float(law.log_p_NK.exp().sum())
+                entropy -= _sum_p_log_p(law.log_p_NV if isinstance(law, Dense) else law.log_p_NK)
         num_tokens = self.batch.num_tokens
         listed = {"captured_mass": mass / num_tokens} if self._cache.kind == "top_k" else {}
         return {"teacher_entropy_nats_per_token": entropy / num_tokens if is_whole else None, **listed}

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from assay.config import JudgeConfig
 from assay.errors import AssayError
-from assay.estimators import negative_log_likelihood
-from assay.models.cached import by_length
+from assay.estimators import sum_per_sequence
+from assay.models.cached import by_length, token_nll
 from assay.models.language_model import LanguageModel
 from assay.types import Batch, Prompt, Response
 from assay.validation import command_words
@@ -46,7 +45,6 @@ class ModelJudge:
     config: JudgeConfig
     model: LanguageModel
 
-    @torch.no_grad()
     def values(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> np.ndarray:
         """−(1/T) log judge(response | prompt), nats per token of each response: lower is better.
 
@@ -56,10 +54,7 @@ class ModelJudge:
         batch = Batch([p.token_ids for p in prompts], [r.token_ids for r in responses])
         values = np.zeros(len(batch))
         for rows, part in by_length(batch):
-            with self.model.evaluating():
-                log_p_NV = self.model.log_probs(part)
-            token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_p_NV.device)
-            nll_B = negative_log_likelihood(log_p_NV, token_ids_N, part.lengths)
+            nll_B = sum_per_sequence(token_nll(self.model, part), part.lengths)
             values[rows] = nll_B.double().cpu().numpy() / np.array(part.lengths)
         return values
 

@@ -262,7 +262,7 @@ class Observer:
         if len(self._times) < 2:
             return None
         (first, begin), (last, end) = self._times[-2:]
-        return max(end - begin, 0.0) / (last - first)
+        return (end - begin) / (last - first) if end > begin else None  # a clock that was set back tells nothing
 
 
 def _stamp(paths: Sequence[Path]) -> Stamp:
@@ -278,8 +278,11 @@ def _newest(samples: Path) -> list[Path]:
 
 def _newest_state(target: Path) -> Path:
     """The trainer_state.json of the last checkpoint, in a folder where a trainer leaves checkpoints."""
-    states = list(target.glob("checkpoint-*/trainer_state.json")) if target.is_dir() else []
-    return max(states, key=lambda file: file.stat().st_mtime) if states else target
+    states = target.glob("checkpoint-*/trainer_state.json") if target.is_dir() else ()
+    steps = {state: state.parent.name.removeprefix("checkpoint-") for state in states}
+    return max(
+        (state for state, step in steps.items() if step.isdecimal()), key=lambda s: int(steps[s]), default=target
+    )
 
 
 def _trainer_steps(path: Path) -> tuple[int | None, bool]:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from assay import runs
+from assay.checkpoints import FitState, save_model
 from assay.config import SourceConfig, TrainingConfig
 from assay.data.sources import Mixture, ResponseSource
 from assay.data.tasks import corpus_rows, get_task, load_prompts, prompt_text
@@ -25,7 +26,7 @@ from assay.models import bases
 from assay.models.causal import CausalModel
 from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
-from assay.training import FitState, fit, save_model
+from assay.training import fit
 
 BATCH_SIZE = 64
 

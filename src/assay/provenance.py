@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -114,6 +115,7 @@ def _differences(manifest: dict[str, Any], experiment: Experiment) -> list[str]:
     return [f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:3]] or ["unreadable"]
 
 
+@functools.cache  # once for all runs of a sweep
 def _git_state() -> tuple[str | None, bool | None]:
     """Commit and dirty flag of the source tree that assay runs from; None for an installed wheel."""
     here = Path(__file__).parent

@@ -11,6 +11,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from assay import runs
+from assay.checkpoints import FitState, save_model
 from assay.config import ArmConfig, Experiment
 from assay.data.sources import Mixture
 from assay.data.store import responses_table
@@ -19,7 +20,7 @@ from assay.evaluation import Evaluation, Probe, evaluation_steps
 from assay.judges import JudgeError
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
-from assay.training import FitState, learning_rate_at, save_model
+from assay.training import learning_rate_at
 from assay.types import Action, Progress
 
 
@@ -29,10 +30,10 @@ class Recorder:
     Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
     likely, and without references the one that the detector recommends at the end (the last one where the teacher
-    gives text only, which the detector cannot judge). A resumed arm drops what it had
-    recorded beyond its last checkpoint, which it will repeat. ``detector_score`` in a record is the detector's word on
-    the records up to it, without golden; ``action`` what the arm's policy made of it. While a student may be gone back
-    to, ``kept`` holds that of every evaluation.
+    gives text only, which the detector cannot judge). A resumed arm drops what it had recorded beyond its last
+    checkpoint, which it will repeat; ``repaired`` is told of a torn log. ``detector_score`` in a record is the
+    detector's word on the records up to it, without golden; ``action`` what the arm's policy made of it. While a
+    student may be gone back to, ``kept`` holds that of every evaluation.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Recorder:
         mixture: Mixture,
         tokenizer: PreTrainedTokenizerBase,
         report: Callable[[Progress], None],
+        repaired: Callable[[str], None] = runs.say,
     ) -> None:
         self.experiment, self.arm, self.folder = experiment, arm.name, folder
         self.probe, self.mixture, self.tokenizer, self.report = probe, mixture, tokenizer, report
+        self.repaired = repaired
         self.training = experiment.distillation.training
         self.steps = evaluation_steps(self.training.num_steps, experiment.probe.num_evaluations)
         self.log = folder / "metrics.jsonl"
@@ -90,6 +93,7 @@ class Recorder:
             undone = record.get("action") is not None and record["step"] not in state.action_steps
             return record["step"] < state.step or (record["step"] == state.step and not undone)
 
+        runs.repair_log(self.log, self.repaired)
         runs.keep_records(self.log, is_past)
         records = runs.read_records(self.log)
         for record in records:

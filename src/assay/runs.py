@@ -1,4 +1,7 @@
-"""One run directory: files that are written whole or not at all, and a log that is only ever appended to."""
+"""One run directory: files that are written whole or not at all, and a log that is only ever appended to.
+
+What a killed process leaves half done is put right by the next one and said, in ``repairs.jsonl`` and on stderr.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import errno
 import fcntl
 import json
 import os
+import re
+import resource
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,29 +25,100 @@ import pyarrow.parquet as pq
 from assay.errors import AssayError
 
 LOCK = ".lock"
+REPAIRS = "repairs.jsonl"
+NUM_CHECKPOINTS = 2
+"""How many a training loop keeps: a damaged one then costs no more than the steps since the one before."""
+_UNFINISHED = ".unfinished"
 
 
 def prepare_folder(folder: Path) -> None:
     """Makes the run folder; AssayError when that is not allowed or something else is in the way."""
     with readable_errors(folder, "make the run folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the run folder for this process; a second process is refused (the lock dies with its holder)."""
+def locked(folder: Path, name: str = LOCK, elsewhere: str = "folder (--out, in a sweep --runs)") -> Iterator[None]:
+    """Holds the run folder for this process; a second process is refused (the lock dies with its holder).
+
+    ``name`` is the lock's file, and ``elsewhere`` what a second process is told to choose another of.
+    """
     with readable_errors(folder, "write in"):
-        file = (folder / LOCK).open("a")
+        file = (folder / name).open("a")
     with file:
         with readable_errors(folder, "lock"):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise AssayError(
-                    f"another process is working in {str(folder)!r}: wait for it, or choose another folder (--out, "
-                    "in a sweep --runs)"
+                    f"another process is working in {str(folder)!r}: wait for it, or choose another {elsewhere}"
                 ) from error
         yield
+
+
+def allow_open_files(number: int) -> None:
+    """Raises this process's own limit so that ``number`` more files may be open; AssayError where that is forbidden."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number + 256  # pipes of workers, libraries, tables that are being read
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise AssayError(
+            f"{number} runs at once need {wanted} open files, and this system allows {hard}: raise `ulimit -Hn`, or "
+            "sweep in several parts"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def put_in_order(folder: Path) -> None:
+    """Takes away what killed processes have left of half-written files in a run, and a torn end of its repairs.
+
+    Only for whoever holds the lock: what another process is writing now looks the same.
+    """
+    with readable_errors(folder, "clear up"):
+        for path in sorted(folder.rglob(f".*{_UNFINISHED}")):
+            _remove_leftover(path)
+    repair_log(folder / REPAIRS, say)
+
+
+def put_in_order_if_alone(folder: Path) -> BinaryIO:
+    """The same for a folder that processes share, if no other one is there: each holds on to the result while it is.
+
+    For a process that has not begun to write: whoever is alone clears up, and those who come meanwhile wait for it.
+    """
+    with readable_errors(folder, "write in"):
+        file = (folder / LOCK).open("ab")
+    with suppress(OSError):  # others are there, or this file system has no locks: then nothing is taken away
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        put_in_order(folder)
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Takes away what killed processes have left beside ``path`` when they wrote it; for whoever holds its lock."""
+    with readable_errors(path.parent, "clear up"):
+        for each in list(path.parent.iterdir()):
+            if each.name.startswith(f".{path.name}."):
+                _remove_leftover(each)
+
+
+def _remove_leftover(path: Path) -> None:
+    is_ours = re.fullmatch(rf"\..+\.[a-z0-9_]{{8}}{re.escape(_UNFINISHED)}", path.name) is not None
+    if is_ours and path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+
+
+def note_repair(folder: Path, text: str) -> None:
+    """Says what was put right in a run: on stderr, and in its ``repairs.jsonl``."""
+    say(text)
+    append_record(folder / REPAIRS, {"repair": text})
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"assay: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -58,17 +135,18 @@ def readable_errors(path: Path, doing: str) -> Iterator[None]:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls ``write`` on a temporary path beside ``path`` and renames it: readers see all of it or nothing.
 
-    ``write`` may make a file or a folder. Nothing is left behind when it fails.
+    ``write`` may make a file or a folder; an old folder is moved away just before the new one takes its name. All of it
+    is on the disk before it has its name, and the name before this returns. Nothing is left behind when it fails; what
+    a kill leaves, ``remove_leftovers`` takes away.
     """
     with readable_errors(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        _make_folder(path.parent)
+        holder = _holder(path)
         try:
             temporary = holder / path.name
             write(temporary)
-            for file in [temporary] if temporary.is_file() else temporary.rglob("*"):
-                if file.is_file():
-                    _flush(file)
+            for part in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+                _flush(part)
             if path.is_dir() and temporary.is_dir():
                 os.replace(path, holder / "replaced")
             os.replace(temporary, path)
@@ -130,10 +208,14 @@ def damaged(path: Path, error: Exception) -> AssayError:
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Appends one JSON line and flushes it to the disk."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with readable_errors(path, "write"), path.open("a", encoding="utf-8") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with readable_errors(path, "write"):
+        is_new = not path.exists()
+        with path.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
+            if file.write(content := line.encode()) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        if is_new:
+            _flush(path.parent)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -141,13 +223,33 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        *lines, torn = path.read_bytes().split(b"\n")
+        records = [json.loads(line) for line in lines]
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, error) from error
-    if not all(isinstance(record, dict) for record in records):
+    # the beginning of a record, or, after a power failure, room for one
+    if not all(isinstance(record, dict) for record in records) or not (torn.startswith(b"{") or not torn.strip(b"\0")):
         raise damaged(path, ValueError("a line is no record"))
     return records
+
+
+def repair_log(path: Path, said: Callable[[str], None]) -> None:
+    """Cuts off a torn last line, and says so: a process was killed, or the disk was full, while it was written.
+
+    Raises AssayError when anything else is wrong with the log.
+    """
+    read_records(path)
+    if not path.exists():
+        return
+    with readable_errors(path, "write"), path.open("r+b") as file:
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        if end == len(content):
+            return
+        file.truncate(end)
+        os.fsync(file.fileno())
+    torn = len(content) - end
+    said(f"the last line of {str(path)!r} was torn ({torn} bytes, no end): cut off; its record is made again")
 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
@@ -156,17 +258,30 @@ def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     write_text(path, text)
 
 
+def remove(path: Path) -> None:
+    """Removes a folder by renaming it first, so that a half-removed folder is never taken for a whole one."""
+    with readable_errors(path, "remove"):
+        holder = _holder(path)
+        os.replace(path, holder / path.name)
+        shutil.rmtree(holder)
+
+
+def _holder(path: Path) -> Path:
+    """A folder of its own beside ``path``, whose name says that what is in it is unfinished."""
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED))
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, so that they are there after a power failure too."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        _flush(each.parent)
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Removes a folder by renaming it first, so that a half-removed folder is never taken for a whole one."""
-    with readable_errors(path, "remove"):
-        doomed = path.with_name(f".{path.name}.removed")
-        os.replace(path, doomed)
-        shutil.rmtree(doomed)

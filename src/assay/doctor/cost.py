@@ -15,12 +15,13 @@ from torch.optim import AdamW
 from assay.config import TrainingConfig
 from assay.doctor.case import Case
 from assay.doctor.findings import Outcome, passed, refusal, warning
-from assay.footprint import FLOAT_BYTES, LAYER_ACTIVATIONS, LOSS_COPIES, TRAINED_COPIES
-from assay.models.batching import DENSE_VOCABULARY_LIMIT
+from assay.footprint import FLOAT_BYTES, LAYER_ACTIVATIONS, TRAINED_COPIES, loss_bytes
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, forecast_bytes
+from assay.models.cached import CachedLogProbs
 from assay.models.pretrained import PretrainedModel
 from assay.report.words import duration
 from assay.training import train_step
-from assay.types import Batch, Dense
+from assay.types import Batch
 
 NEARLY_FULL = 0.8
 TIMED_SEQUENCES = 4
@@ -37,26 +38,34 @@ def memory(case: Case) -> Outcome:
     response, num_rows = case.request.max_response_tokens, case.request.batch_size
     weights = sum(side.size.num_parameters for side in case.sides) * FLOAT_BYTES
     trained = TRAINED_COPIES * student.num_parameters * FLOAT_BYTES
-    logits = (LOSS_COPIES + _SIGNAL_COPIES) * response * student.vocab_size * FLOAT_BYTES
     layers = student.num_layers + student.num_encoder_layers
     states = LAYER_ACTIVATIONS * student.hidden_size * layers * (case.max_prompt_tokens + response) * FLOAT_BYTES
-    peak, there = weights + trained + num_rows * (logits + states), memory_bytes(case.request.device)
+    there = memory_bytes(case.request.device)
+
+    def logits(rows: int) -> int:
+        signal = forecast_bytes(rows * response, student.hidden_size, student.vocab_size)
+        return loss_bytes(rows * response, student) + _SIGNAL_COPIES * signal
+
+    def peak_of(rows: int) -> int:
+        return weights + trained + logits(rows) + rows * states
+
+    peak = peak_of(num_rows)
     numbers = {
         "peak_bytes": peak,
         "memory_bytes": there,
         "frozen_weights_bytes": weights,
         "trained_weights_bytes": trained,
-        "logits_bytes": num_rows * logits,
+        "logits_bytes": logits(num_rows),
         "hidden_states_bytes": num_rows * states,
     }
     what = (
         f"a batch of {num_rows} takes at most {_size(peak)} of {_size(there)}: frozen models "
         f"{_size(weights)}, student with gradients and AdamW {_size(trained)}, vocabulary logits "
-        f"{_size(num_rows * logits)}, hidden states {_size(num_rows * states)}"
+        f"{_size(logits(num_rows))}, hidden states {_size(num_rows * states)}"
     )
     if peak <= NEARLY_FULL * there:
         return passed(what, **numbers)
-    fitting = int((NEARLY_FULL * there - weights - trained) // (logits + states))
+    fitting = next((rows for rows in range(num_rows, 0, -1) if peak_of(rows) <= NEARLY_FULL * there), 0)
     if fitting < 1:
         advice = "take smaller models, or a larger machine: not even one sequence fits"
     else:
@@ -132,14 +141,14 @@ def _teacher_seconds(case: Case, pairs: Batch) -> tuple[float, float]:
         return _seconds(lambda: served.sample(prompts, seeds, limit)), _seconds(lambda: served.top_k(pairs))
     model = case.teacher.model
     writing = _seconds(lambda: model.sample(prompts, seeds, limit))
-    with torch.no_grad(), model.evaluating():
-        return writing, _seconds(lambda: model.log_probs(pairs))
+    cache = CachedLogProbs(model)
+    return writing, _seconds(lambda: cache.compute(pairs))
 
 
 def _training_seconds(student: PretrainedModel, pairs: Batch) -> float:
     """Of one optimiser step towards the student's own law, which has the right shape, with the learning rate 0."""
-    with torch.no_grad(), student.evaluating():
-        batch = Batch(pairs.prompt_ids, pairs.response_ids, Dense(student.log_probs(pairs)))
+    cache = CachedLogProbs(student)
+    batch = Batch(pairs.prompt_ids, pairs.response_ids, cache.signal(cache.compute(pairs)))
     config = TrainingConfig(learning_rate=0.0, warmup_steps=0)
     optimizer = AdamW(student.module.parameters(), lr=0.0)
     seconds = _seconds(lambda: train_step(student, optimizer, batch, 0, config))

@@ -35,6 +35,7 @@ class HostLog:
         self.truth: Truth | None = "oracle" if probe.has_oracle else "references" if probe.has_references else None
         self.detector = Detector()
         runs.prepare_folder(folder)
+        runs.repair_log(folder / "metrics.jsonl", runs.say)
         before = runs.read_records(folder / "metrics.jsonl")
         self.records = [record for record in before if step > 0 and record["step"] <= step]
         self.num_dropped = len(before) - len(self.records)

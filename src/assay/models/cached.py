@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from assay.buckets import concatenated, top_k
+from assay.chunked import chunks
+from assay.divergences import hard_labels
 from assay.errors import AssayError
-from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE
+from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE, tokens_at_once
 from assay.models.language_model import LanguageModel, ListingModel
-from assay.types import Batch, Dense, TopK
+from assay.types import Batch, Dense, States, TopK
 
 Kept = dict[str, Tensor]
 """What is kept of one sequence, a row for each response token, under the names in ``KEPT``."""
@@ -57,22 +59,16 @@ class CachedLogProbs:
                 kept[row] = value
         return kept
 
-    @torch.no_grad()
-    def signal(self, kept: Sequence[Kept], device: torch.device | None = None) -> Dense | TopK:
-        """The teacher signal of the sequences whose kept values are given, one after the other; on ``device``."""
-        if self.kind == "top_k":
-            signal = concatenated([TopK(k["token_ids"].long(), k["log_p"], k["log_tail"]) for k in kept])
-        elif self.kind == "log_probs":
-            signal = Dense(torch.cat([k["log_p"] for k in kept]))
-        else:
+    def signal(self, kept: Sequence[Kept]) -> Dense | States | TopK:
+        """The teacher signal of the sequences whose kept values are given, one after the other."""
+        if self.kind == "log_probs":
+            return Dense(torch.cat([k["log_p"] for k in kept]))
+        if self.kind == "hidden":
             assert isinstance(self.model, LanguageModel)
-            signal = Dense(self.model.head(torch.cat([k["hidden"] for k in kept])))
-        assert isinstance(signal, Dense | TopK)
-        if device is None:
-            return signal
-        if isinstance(signal, Dense):
-            return Dense(signal.log_p_NV.to(device))
-        return TopK(signal.token_ids_NK.to(device), signal.log_p_NK.to(device), signal.log_tail_N.to(device))
+            return States(torch.cat([k["hidden"] for k in kept]), self.model.head)
+        signal = concatenated([TopK(k["token_ids"].long(), k["log_p"], k["log_tail"]) for k in kept])
+        assert isinstance(signal, TopK)
+        return signal
 
     def _computed(self, part: Batch) -> list[Kept]:
         if isinstance(self.model, ListingModel):
@@ -83,9 +79,14 @@ class CachedLogProbs:
             hidden = self.model.hidden(part).split(part.lengths)
             if self.kind == "hidden":
                 return [{"hidden": value.clone()} for value in hidden]
-            # one sequence at a time: [tokens, V] of a whole batch is what top_k is chosen to avoid
-            listed = [top_k(self.model.head(value), self.num_listed) for value in hidden]
-            return [_tensors(signal) for signal in listed]
+            return [_tensors(self._listed(self.model, hidden_TH)) for hidden_TH in hidden]
+
+    def _listed(self, model: LanguageModel, hidden_TH: Tensor) -> TopK:
+        """Of one sequence, a part at a time: [tokens, V] of a whole batch is what top_k is chosen to avoid."""
+        parts = chunks(len(hidden_TH), tokens_at_once(model.vocab_size))
+        signal = concatenated([top_k(model.head(hidden_TH[tokens]), self.num_listed) for tokens in parts])
+        assert isinstance(signal, TopK)
+        return signal
 
 
 def _split(signal: TopK, lengths: Sequence[int]) -> list[Kept]:
@@ -103,3 +104,22 @@ def by_length(batch: Batch, batch_size: int = SCORING_BATCH_SIZE) -> Iterator[tu
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, Batch([batch.prompt_ids[i] for i in rows], [batch.response_ids[i] for i in rows])
+
+
+def log_probs_in_chunks(model: LanguageModel, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+    """A model's ``log_probs`` without dropout, a few response tokens at a time, and which of the batch's they are."""
+    with model.evaluating():
+        hidden_NH = model.hidden(batch)
+        for tokens in chunks(batch.num_tokens, tokens_at_once(model.vocab_size)):
+            yield tokens, model.head(hidden_NH[tokens])
+
+
+@torch.no_grad()
+def token_nll(model: LanguageModel, batch: Batch) -> Tensor:
+    """−log p of every response token, in nats, [N]."""
+    token_ids_N = torch.tensor([t for ids in batch.response_ids for t in ids])
+    parts = [
+        hard_labels(log_p_NV, token_ids_N[tokens].to(log_p_NV.device))
+        for tokens, log_p_NV in log_probs_in_chunks(model, batch)
+    ]
+    return torch.cat(parts)

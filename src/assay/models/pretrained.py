@@ -145,6 +145,11 @@ class PretrainedModel(ABC):
         """Log-probabilities (nats): log softmax of softcap(scale · W h + b), in float32, over the kept rows of W."""
         return self._logits(hidden_NH.to(self._output_embeddings.weight.device)).float().log_softmax(dim=-1)
 
+    @property
+    def head_weights(self) -> list[Tensor]:
+        """The parameters of ``head``; tied ones are the input embeddings too."""
+        return list(self._output_embeddings.parameters())
+
     def log_probs(self, batch: Batch) -> Float[Tensor, "N V"]:
         """``head(hidden(batch))``: logits exist at response positions only."""
         return self.head(self.hidden(batch))

@@ -298,6 +298,9 @@ def provenance(run: Run) -> Row:
         "commit": commit + (" (with uncommitted changes)" if manifest["dirty"] else ""),
         "config hash": manifest["config_hash"],
     }
+    repairs = [str(record.get("repair")) for record in runs.read_records(run.directory / runs.REPAIRS)]
+    if repairs:
+        facts["put right when it was resumed"] = "; ".join(repairs)
     return {
         "name": run.directory.name,
         "groups": {
