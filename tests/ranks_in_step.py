@@ -25,7 +25,7 @@ from assay.models.averaging import Learner
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel
 from assay.training import FitState, fit, train_step
-from assay.types import Action, Batch, Writer, Dense, Prompt, Response
+from assay.types import Action, Batch, Dense, Prompt, Response, Writer
 from tiny_models import gpt2, llama, t5
 
 PROMPTS = [(1, 2), (3,), (4, 5, 6), (7, 8), (9,)]

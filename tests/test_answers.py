@@ -14,8 +14,9 @@ import pytest
 from assay import runs
 from assay.answering import Asked, write_answers
 from assay.config import ServerConfig
-from assay.data.user_rows import read_rows
+from assay.data.user_rows import read_rows, stream_rows
 from assay.errors import AssayError
+from assay.text_writers import Generation, LeftOut, open_writer
 
 
 class ChatApi:
@@ -158,6 +159,20 @@ def test_what_cannot_be_asked_is_refused(api: ChatApi, prompts: Path) -> None:
     api.models = ["one", "two"]
     with pytest.raises(AssayError, match=r"serves 2 models \(one, two\)"):
         write_answers(prompts, prompts.with_name("out.jsonl"), asked(api))
+
+
+def test_the_same_api_writes_long_jobs(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": "say {n}", "id": "same"}}\n' for n in range(3)))
+    with ChatApi() as api:
+        api.alter = lambda n, choice: choice if n != 3 else choice | {"finish_reason": "length"}
+        writer = open_writer(Generation(api.url, number=2, server=ServerConfig(concurrency=1)))
+        first, cut, last = writer.write(list(stream_rows(path)))
+    assert cut == LeftOut.CUT
+    for texts, said in ((first, "say 0"), (last, "say 2")):
+        assert isinstance(texts, list)
+        assert [text.partition(": ")[2] for text in texts] == [said] * 2
+    assert len({request["seed"] for request in api.requests}) == 6
 
 
 def test_a_second_process_on_the_same_answers_is_refused(api: ChatApi, prompts: Path, tmp_path: Path) -> None:

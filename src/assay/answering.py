@@ -18,7 +18,7 @@ from assay.errors import AssayError
 from assay.models.sampling import response_seed
 from assay.models.server import Server
 
-_COPIED = (*PROMPTS, "id", "reference", "group", "split")
+COPIED = (*PROMPTS, "id", "reference", "group", "split")
 """Columns of the prompts that go along into the answers."""
 
 
@@ -49,8 +49,8 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     out and said so, since a cut text would teach the student to stop there.
     Raises AssayError when the file or an answer cannot be used, or nothing is left.
     """
-    if out.suffix != ".jsonl" or column in (*_COPIED, ""):
-        raise AssayError(f"answers go into a .jsonl file, in a column that is none of {', '.join(_COPIED)}")
+    if out.suffix != ".jsonl" or column in (*COPIED, ""):
+        raise AssayError(f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}")
     runs.prepare_folder(out.parent)
     lock = f".{out.name}.lock"
     with runs.locked(out.parent, lock, "--out (this one is being written)"):
@@ -63,14 +63,14 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
 
 def _write(prompts: Path, out: Path, asked: Asked, column: str) -> None:
     rows, server = read_rows(prompts), Server(asked.url, asked.server)
-    model = asked.server.model or _only_model(server)
+    model = asked.server.model or only_model(server)
     partial = out.with_name(f".{out.name}.partial")
     answers = _taken_up(partial, prompts, asked, model)
     missing = [row for row in rows if row.id not in answers]
     at_once = 4 * asked.server.concurrency
     for start in range(0, len(missing), at_once):
         part = missing[start : start + at_once]
-        for row, texts in zip(part, server.each(functools.partial(_answer, server, model, asked), part), strict=True):
+        for row, texts in zip(part, server.each(functools.partial(answer, server, model, asked), part), strict=True):
             runs.append_record(partial, {"id": row.id, "texts": texts})
             answers[row.id] = texts
         print(f"assay: {len(answers):,} of {len(rows):,} prompts answered", file=sys.stderr, flush=True)
@@ -108,7 +108,7 @@ def _taken_up(partial: Path, prompts: Path, asked: Asked, model: str) -> dict[st
     return {record["id"]: record["texts"] for record in records[1:]}
 
 
-def _answer(server: Server, model: str, asked: Asked, row: UserRow) -> list[str | None]:
+def answer(server: Server, model: str, asked: Asked, row: UserRow) -> list[str | None]:
     """The responses to a prompt; None for one that was cut."""
     messages = [{"role": m.role, "content": m.content} for m in row.conversation or ()]
     body = {
@@ -136,7 +136,8 @@ def _text_of(value: Any, url: str, line: int) -> str | None:
     return text
 
 
-def _only_model(server: Server) -> str:
+def only_model(server: Server) -> str:
+    """The name of the one model that a server has; AssayError when it has none or several."""
     listed = server.get("/models", 0)
     entries = listed.get("data") if isinstance(listed, dict) else None
     names = [entry.get("id") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
@@ -147,4 +148,4 @@ def _only_model(server: Server) -> str:
 
 
 def _copied(row: UserRow) -> dict[str, Any]:
-    return {name: row.columns[name] for name in _COPIED if row.columns.get(name) is not None} | {"id": row.id}
+    return {name: row.columns[name] for name in COPIED if row.columns.get(name) is not None} | {"id": row.id}

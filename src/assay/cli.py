@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from assay import ranks
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
 from assay.errors import AssayError, is_out_of_memory
+from assay.ray_executor import RayConfig
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
 
@@ -63,6 +65,8 @@ def sweep(
     workers: int | None = None,
     flops_per_second: float | None = None,
     dry_run: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    cluster: Annotated[RayConfig, arg(name="")] = RayConfig(),  # noqa: B008
 ) -> None:
     """Run a study, or a recipe or config file at every combination of AXES and seeds, on all cores; resumable.
 
@@ -74,16 +78,22 @@ def sweep(
         scale: "tiny", or for a study "small" or "paper": plans for a GPU.
         runs: Where the runs go; sweeps of one folder share them.
         out: Where table, figures and report go; RUNS/TARGET by default.
-        workers: Processes; one per core by default.
+        workers: Processes; one per core by default, on Ray as many as its nodes have room for.
         flops_per_second: What one worker computes, for the forecast of time; else that of the finished runs in RUNS.
         dry_run: Print the plan with its cost, and stop.
+        engine: "ray" runs the parts on the nodes of a Ray cluster, which all see RUNS (docs/sweeps.md).
+        cluster: Of --engine ray.
     """
     from assay.recipes import sweeps
 
+    if engine == "local" and cluster != RayConfig():
+        raise AssayError("an address, resources, retries and placement belong to --engine ray")
+    ray = cluster if engine == "ray" else None
     plan = sweeps.plan(target, axes, seeds, worlds, scale)
     print("\n".join(sweeps.cost(plan, runs, workers, flops_per_second)))
     if not dry_run:
-        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, lambda line: print(line, file=sys.stderr)))
+        listener = functools.partial(print, file=sys.stderr, flush=True)
+        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, listener, ray))
 
 
 def plan(
@@ -328,6 +338,48 @@ def answers(
     print(write_answers(prompts, out, Asked(server, config, number, max_tokens, sampling_temperature, seed), column))
 
 
+def generate(
+    prompts: Positional[Path],
+    model: str,
+    out: Path,
+    number: int = 1,
+    shard_size: int = 10_000,
+    processes: int | None = None,
+    max_prompt_tokens: int = Distill.max_prompt_tokens,
+    max_response_tokens: int = Distill.max_response_tokens,
+    sampling_temperature: float = 1.0,
+    seed: int = 0,
+    chat_template: bool = False,
+    batch_size: int = 64,
+    server: ServerConfig = ModelsConfig.server,
+) -> None:
+    """Have a model write responses to any number of prompts, for `assay distill --prompts OUT --responses responses`.
+
+    Streamed into files of SHARD_SIZE prompts; resumable at the file (docs/generation.md).
+
+    Args:
+        prompts: A .jsonl or .parquet file (docs/tasks.md).
+        model: An embedded base, a checkpoint folder, a hub id, or the URL of an API with /chat/completions.
+        out: A folder for the files.
+        number: Responses to each prompt.
+        shard_size: Prompts of a file; the memory taken grows with it, and with nothing else.
+        processes: Each with the model and one thread; one per core by default.
+        max_prompt_tokens: Longer prompts are left out.
+        max_response_tokens: Prompts with a response that is cut here are left out.
+        sampling_temperature: 1 is the law of the model itself.
+        seed: Of everything that is drawn.
+        chat_template: Render prompts with the tokenizer's chat template; conversations need it.
+        batch_size: Sequences that are decoded at once.
+        server: How an API is asked.
+    """
+    from assay.generation import generate as write
+    from assay.text_writers import Generation
+
+    request = Generation(model, number, shard_size, max_prompt_tokens, max_response_tokens, sampling_temperature, seed,
+                         chat_template, batch_size, server)  # fmt: skip
+    print(write(request, prompts, out, processes, announce=lambda line: print(f"assay: {line}", file=sys.stderr)))
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
@@ -455,7 +507,7 @@ def _dispatch(given: Sequence[str]) -> None:
             **{f.__name__: f for f in (quickstart, doctor)},
             "distill": Distill,
             "lab": Lab,
-            **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
+            **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose)},
             **{f.__name__: f for f in (recipes, bases, tasks)},
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)

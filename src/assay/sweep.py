@@ -93,8 +93,8 @@ def run_sweep(
 ) -> dict[str, str]:
     """Runs experiments in ``folder`` and returns what failed: the name of the run's folder and the reason.
 
-    One process per core; another ``make_executor`` runs the stages elsewhere, on the same files. Killed at any moment,
-    the same call repeats only what had not ended. Call it under ``if __name__ == "__main__"``.
+    One process per core; another ``make_executor`` runs the stages elsewhere, on the same files (``RayExecutor``).
+    Killed at any moment, the same call repeats only what had not ended. Call it under ``if __name__ == "__main__"``.
     Raises AssayError, before anything is computed, when a run folder is in use or holds something else.
     """
     for experiment in experiments:
@@ -283,9 +283,10 @@ def _work(units: Sequence[_Unit], parts: _Parts, executor: Executor, num_workers
         for unit in units:
             if unit.is_doomed:
                 _end(unit, "failed", "left out", units, listener)
+        most = workers.capacity(executor, num_workers)
         for unit in sorted((unit for unit in units if unit.is_ready), key=lambda unit: not unit.is_suspect):
             is_alone = unit.is_suspect or any(other.is_suspect for other, _ in running.values())
-            if is_broken or len(running) >= (1 if is_alone else num_workers):
+            if is_broken or len(running) >= (1 if is_alone else most):
                 break
             try:
                 parts.bring(unit.run)

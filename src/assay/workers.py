@@ -20,6 +20,7 @@ from typing import Any
 
 from assay.config import Experiment
 from assay.errors import AssayError, is_out_of_memory
+from assay.ray_executor import RayExecutor
 from assay.types import Progress
 
 _LOWER = {
@@ -57,6 +58,11 @@ def local_executor(num_workers: int, messages: Any = None) -> ProcessPoolExecuto
     """Spawned processes on this machine, one thread each; what they report goes to ``messages``, if there is one."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(messages,))
+
+
+def capacity(executor: Executor, num_workers: int) -> int:
+    """How many functions an executor carries out at once: on Ray as many as the living nodes have room for."""
+    return executor.capacity() if isinstance(executor, RayExecutor) else num_workers
 
 
 def submit(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:

@@ -30,6 +30,7 @@ from assay.data.debian import fetch_debian
 from assay.data.encoding import NO_FRAMING, Encoder
 from assay.data.encoding import encode as encode
 from assay.data.hub import DATASET, HUB, fetch_dataset, fetch_hub, parse_dataset
+from assay.data.shards import is_sharded, shard_paths
 from assay.data.splitting import SHARES, SPLITS, Split, without_oracle
 from assay.data.user_rows import REFERENCE, is_user_file
 from assay.data.user_text import DEFAULT_TEMPLATE, read_split
@@ -284,7 +285,10 @@ def corpus_digest(task: Task) -> str:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        total = hashlib.sha256()
+        for file in shard_paths(path) if is_sharded(path) else [path]:
+            total.update(file.read_bytes())
+        return total.hexdigest()[:16]
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 

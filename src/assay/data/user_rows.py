@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.data.chat import ROLES, Conversation, Message
+from assay.data.shards import is_sharded, shard_paths
 from assay.errors import AssayError, unknown_name
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -27,8 +29,8 @@ MAX_TEXT_BYTES = 2_000_000_000
 
 
 def is_user_file(name: str) -> bool:
-    """Whether a task's name is the path of a file."""
-    return name.lower().endswith(SUFFIXES)
+    """Whether a task's name is the path of a file, or of a folder that ``assay generate`` wrote."""
+    return name.lower().endswith(SUFFIXES) or is_sharded(Path(name))
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ def read_rows(path: Path, reference: str = REFERENCE, responses: str | None = No
     return rows
 
 
+def stream_rows(path: Path) -> Iterator[UserRow]:
+    """The checked rows of a file one after the other: in bounded memory, however many there are.
+
+    An id that is given twice is not noticed. Raises AssayError at the first line that cannot be used.
+    """
+    number = 0
+    with _readable(path):
+        found = _jsonl(path) if path.suffix.lower() == ".jsonl" else _streamed_parquet(path)
+        for number, (columns, problem) in enumerate(found, start=1):
+            problem = problem or _problem(columns, REFERENCE, None)
+            if problem is not None:
+                raise AssayError(f"{str(path)!r}: line {number} {problem}")
+            yield _checked(number, columns, REFERENCE, None)
+    if number == 0:
+        raise AssayError(f"{str(path)!r} holds no rows")
+
+
 def refuse(path: Path, problems: Sequence[tuple[int, str]], num_rows: int) -> None:
     """Raises AssayError when there are problems: pairs of a line and what is wrong with it."""
     if problems:
@@ -90,23 +109,32 @@ def is_unicode(text: str) -> bool:
 
 def _found(path: Path) -> list[tuple[dict[str, Any], str | None]]:
     """Each row and what is wrong with its line, if anything."""
-    if not is_user_file(path.name):
-        raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet")
-    try:
-        found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
-    except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-    except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
-        raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
+    with _readable(path):
+        if is_sharded(path):
+            found = [row for shard in shard_paths(path) for row in _parquet(shard)]
+        else:
+            found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
     if not found:
         raise AssayError(f"{str(path)!r} holds no rows")
     return found
 
 
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what reading a file of prompts raises into one sentence."""
+    if not is_user_file(str(path)):
+        raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet")
+    try:
+        yield
+    except OSError as error:
+        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
+        raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
+
+
 def _jsonl(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Each line as a row and what is wrong with it, if anything."""
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for line in lines[:-1] if lines[-1] == b"" else lines:
+    for line in _lines(path):
         try:
             value = json.loads(line.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
         except UnicodeDecodeError as error:
@@ -115,6 +143,12 @@ def _jsonl(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
             yield {}, f"is not JSON ({str(error).split(': line 1')[0]})" if line.strip() else "is empty"
         else:
             yield (value, None) if isinstance(value, dict) else ({}, "is not a JSON object with a 'prompt'")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            yield (line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line).removesuffix(b"\n")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,11 +173,24 @@ def _parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
                 raise AssayError(f"{str(path)!r} unpacks to more than {MAX_TEXT_BYTES:,} bytes: give a part of it")
         names = parquet.schema_arrow.names
         table = pa.Table.from_batches(batches) if batches else pa.table({name: [] for name in names})
-    check_columns(repr(str(path)), table.column_names)
-    if len(set(table.column_names)) < len(table.column_names):
-        raise AssayError(f"{str(path)!r} has two columns of one name: rename one")
+    _check_names(path, table.column_names)
     for row in table.to_pylist():
         yield row, None
+
+
+def _streamed_parquet(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
+    with path.open("rb") as file:
+        parquet = pq.ParquetFile(file)
+        _check_names(path, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield row, None
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    check_columns(repr(str(path)), names)
+    if len(set(names)) < len(names):
+        raise AssayError(f"{str(path)!r} has two columns of one name: rename one")
 
 
 def check_columns(source: str, names: Sequence[str]) -> None:

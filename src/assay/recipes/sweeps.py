@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from assay.config_file import load
 from assay.errors import AssayError, unknown_name
 from assay.findings import Outcomes, find
 from assay.forecast import measured_flops_per_second, plan_lines
+from assay.ray_executor import RayConfig, RayExecutor, check_ray
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, THREE_SEEDS, Key, Study, experiments_of
@@ -23,7 +25,7 @@ from assay.report.html import write_report
 from assay.report.tables import to_csv
 from assay.study_report import run_rows, write_study
 from assay.sweep import cells, run_folder, run_sweep
-from assay.workers import num_workers
+from assay.workers import local_executor, num_workers
 
 
 @dataclass(frozen=True)
@@ -122,14 +124,27 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
     return lines + plan_lines(left, speed, count)
 
 
-def carry_out(plan: Plan, folder: Path, out: Path, workers: int | None, listener: Callable[[str], None]) -> Path:
+def carry_out(
+    plan: Plan,
+    folder: Path,
+    out: Path,
+    workers: int | None,
+    listener: Callable[[str], None],
+    ray: RayConfig | None = None,
+) -> Path:
     """Runs what is missing and writes tables, figures and report into ``out``; returns the path of report.html.
+
+    With ``ray`` the parts run on a Ray cluster, whose nodes all see ``folder``.
 
     Runs that fail do not stop the others. Raises AssayError naming them once all is done; a study's finding is
     written only when all its runs are finished.
     """
     experiments = plan.experiments
-    failures = run_sweep(list(experiments.values()), folder, listener, workers)
+    make_executor: Callable[[int], Executor] = local_executor
+    if ray is not None:
+        check_ray()
+        make_executor = lambda cores: RayExecutor(ray, folder, cores, workers, listener)  # noqa: E731
+    failures = run_sweep(list(experiments.values()), folder, listener, workers, make_executor)
     if failures:
         reasons = list(dict.fromkeys(failures.values()))
         more = f" (and {len(reasons) - 1} other reasons)" if len(reasons) > 1 else ""
