@@ -422,13 +422,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
-        sys.exit(_fail(f"assay: {error}", 2))
+        sys.exit(_fail(f"assay: {_harmless(str(error))}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("assay: stopped; the same command goes on where it was", 130))
     except BrokenPipeError:
         sys.exit(1)
 
 
+_LONGEST_MESSAGE = 1_000
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
@@ -483,6 +484,15 @@ def _card_line(card: dict[str, object]) -> str:
         f"{card['num_parameters']:>9,} parameters, {card['num_steps']} steps on {card['num_prompts']:,} pairs, "
         f"{card['final_loss_nats_per_token']} nats/token, {card['seconds_on_one_core']} s to build, {card['digest']}"
     )
+
+
+def _harmless(message: str) -> str:
+    """One line without control characters, whatever of a file or a server is quoted in it; long ones lose the middle."""
+    from assay.report.words import visible
+
+    half = _LONGEST_MESSAGE // 2
+    cut = message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} … {message[-half:]}"
+    return visible(cut)
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ Nothing of the file is executed or unpickled. What cannot be used is refused by 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,17 @@ import pyarrow.parquet as pq
 
 from assay.data.chat import ROLES, Conversation, Message
 from assay.errors import AssayError, unknown_name
+from assay.file_kinds import NUM_TELLING_BYTES, refuse_stand_in
 
 SUFFIXES = (".jsonl", ".parquet")
 PROMPTS = ("prompt", "messages")
 """Columns that hold what is asked; the first that a row has counts."""
 REFERENCE = "reference"
 SHOWN_PROBLEMS = 3
+LONGEST_NAME = 200
+"""Characters of an id or a group."""
+LONGEST_LIST = 120
+"""Characters of the columns that an error lists."""
 MAX_TEXT_BYTES = 2_000_000_000
 """Of a parquet file once it is unpacked; a few kilobytes can hold more than any memory."""
 
@@ -93,6 +99,8 @@ def _found(path: Path) -> list[tuple[dict[str, Any], str | None]]:
     if not is_user_file(path.name):
         raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet")
     try:
+        with path.open("rb") as file:
+            refuse_stand_in(path, file.read(NUM_TELLING_BYTES))
         found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
@@ -188,7 +196,8 @@ def _problem(row: dict[str, Any], reference: str, responses: str | None) -> str 
     asked_in = _asked_in(row)
     said, answer = row.get(asked_in), row.get(reference)
     if said is None:
-        return "has no 'prompt' or 'messages'"
+        others = ", ".join(repr(name) for name in row if name not in PROMPTS)
+        return "has no 'prompt' or 'messages'" + (f", but {others[:LONGEST_LIST]}: rename the right one" if others else "")
     if isinstance(said, list):
         problem = _conversation_problem(said, may_be_answered=asked_in == "messages")
         if problem is not None:
@@ -211,6 +220,19 @@ def _problem(row: dict[str, Any], reference: str, responses: str | None) -> str 
             return f"{column!r} is {type(value).__name__}, neither text nor a whole number"
         if isinstance(value, str) and not (value.strip() and is_unicode(value)):
             return f"{column!r} is empty or no text"
+        if (problem := _name_problem(str(value))) is not None:
+            return f"{column!r} {problem}"
+    return None
+
+
+def _name_problem(name: str) -> str | None:
+    """What keeps a name from tables, logs and file names of whoever reads them, or None."""
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name):,} characters: use {LONGEST_NAME} at most"
+    if not name.isprintable():
+        return "holds control characters: take them out"
+    if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name):
+        return f"is {name!r}, a path that leads out of its folder: name it otherwise"
     return None
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 
 from assay.errors import AssayError
+from assay.file_kinds import refuse_stand_in
 from assay.integrations.log_sheet import ARMS, MOST_NAMES, STEP, Column, Sheet
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def read_file(path: Path, columns: Mapping[str, str]) -> Sheet:
     suffix = path.suffix.lower()
     if not start:
         raise AssayError(f"{str(path)!r} is empty")
+    refuse_stand_in(path, start)
     given = columns.values()
     if start.startswith(b"PAR1"):
         return _read_parquet(path, given)
