@@ -79,7 +79,6 @@ def add_manifests(cases: Cases) -> None:
     add("manifest-cut-off", "not valid JSON", MANIFEST, whole[:700])
     add("manifest-that-is-a-web-page", "not valid JSON", MANIFEST, PAGE, "compare")
     add("manifest-that-is-a-git-lfs-pointer", "not valid JSON", MANIFEST, POINTER, "watch")
-    add("manifest-in-utf-16", MANIFEST, MANIFEST, whole.decode().encode("utf-16"))
     add("manifest-that-is-a-list", "should be an object", MANIFEST, b"[]\n", "watch")
     add("manifest-of-a-web-app", "lacks 'schema'", MANIFEST, b'{"name": "my app", "icons": []}\n', "compare")
     add("manifest-nested-too-deep", MANIFEST, MANIFEST, b'{"schema": ' + b"[" * 3000 + b"]" * 3000 + b"}")
@@ -107,7 +106,7 @@ def add_summaries(cases: Cases) -> None:
     change("summary-with-half-an-interval", "'ci95'", SUMMARY, lambda s: s["arms"][0].update(ci95=[0.5]))
     change("summary-without-golden", "golden", SUMMARY, lambda s: s["arms"][0].update(golden=None), "compare")
     change("summary-with-tokens-as-a-fraction", "tokens'", SUMMARY, lambda s: s["arms"][0].update(teacher_tokens=0.5))
-    change("summary-of-another-arm", "arm", SUMMARY, lambda s: s["arms"][0].update(source="elsewhere"))
+    change("summary-of-another-arm", "no evaluation of 'elsewhere'", SUMMARY, lambda s: s["arms"][0].update(source="elsewhere"))
 
 
 def add_metrics(cases: Cases) -> None:
@@ -115,7 +114,7 @@ def add_metrics(cases: Cases) -> None:
     whole = (cases.whole / METRICS).read_bytes()
     add, change = cases.add, cases.add_lines
     add("metrics-missing", METRICS, METRICS, None, "compare")
-    add("metrics-empty", "arm", METRICS, b"", "diagnose")
+    add("metrics-empty", "holds no records", METRICS, b"", "diagnose")
     add("metrics-cut-in-the-last-line", "breaks off in its last line", METRICS, whole[:-20])
     add("metrics-cut-in-the-middle", "line 2", METRICS, whole[:1500] + b"\n" + whole[3000:], "diagnose")
     add("metrics-that-is-a-web-page", METRICS, METRICS, PAGE, "diagnose")
