@@ -128,6 +128,7 @@ def add_metrics(cases: Cases) -> None:
     change("metrics-with-the-proxy-as-text", "'proxy_nats'", lambda r: r[2].update(proxy_nats="9.5"), "compare")
     change("metrics-not-a-number", "'proxy_nats'", lambda r: r[2].update(proxy_nats=float("nan")))
     change("metrics-beyond-any-number", "'golden_nats'", lambda r: r[2].update(golden_nats=1e300), "compare")
+    change("metrics-of-a-judge-without-its-error", "'judge_one_stderr'", lambda r: [one.update(judge_one=1.0) for one in r])
     change("metrics-with-seconds-as-a-number", "'seconds'", lambda r: r[0].update(seconds=3))
 
 

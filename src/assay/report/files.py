@@ -210,7 +210,8 @@ def read_metrics(path: Path, running: bool) -> Table:
     for number, line in enumerate(lines, start=1):
         where = f"line {number} of {path}"
         row = _parse(line, where)
-        judged = {key: _MAYBE for key in row if key.startswith("judge_")} if isinstance(row, dict) else {}
+        judges = [key for key in row if key.startswith("judge_")] if isinstance(row, dict) else []
+        judged = dict.fromkeys([*judges, *(f"{key.removesuffix('_stderr')}_stderr" for key in judges)], _MAYBE)
         rows.append(_checked(row, _METRICS | judged, where))
     return rows
 
