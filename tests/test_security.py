@@ -221,7 +221,7 @@ def test_a_terminal_gets_no_escape_of_a_run(command: list[str], hostile: Path, t
 
 def test_a_terminal_gets_no_escape_of_a_file_or_an_error(tmp_path: Path) -> None:
     prompt = f"say this again and again, as often and as loudly as you can while you still have breath: {ATTACK}"
-    rows = [{"prompt": f"{ATTACK} {prompt} {word}", "split": s} for word, s in (("or so", "train"), ("indeed", "test"))]
+    rows = [{"prompt": f"\x1b[2J{prompt} {word}", "split": s} for word, s in (("or so", "train"), ("indeed", "test"))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "a.csv").write_text("step,\x1b[2Jloss\n1,2\n")
     (tmp_path / "b.csv").write_text(f"step,eval_loss\n1,{'x' * 5000}\x9b31m\n2,1\n")

@@ -383,6 +383,7 @@ def tasks(
     from assay.data.hub import DATASET
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
+    from assay.report.words import visible
 
     if action == "list":
         own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
@@ -394,9 +395,8 @@ def tasks(
         task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
         if not task.own:
             raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
-        print(
-            "\n".join(leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle).lines())
-        )
+        found = leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle)
+        print("\n".join(map(visible, found.lines())))
     else:
         print(fetch_corpus(get_task(target)))
 

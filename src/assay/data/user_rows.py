@@ -103,7 +103,8 @@ def _found(path: Path) -> list[tuple[dict[str, Any], str | None]]:
             refuse_stand_in(path, file.read(NUM_TELLING_BYTES))
         found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        reason = error.strerror or str(error).splitlines()[0]  # pyarrow's have no errno
+        raise AssayError(f"cannot read {str(path)!r}: {reason}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
         raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
     if not found:

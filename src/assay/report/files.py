@@ -271,7 +271,7 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(data).select(schema.names).cast(schema)
         table.validate(full=True)
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssayError(f"{path} is not the table expected here ({reason}), the file is damaged: {_REPAIR}") from error
     for name in schema.names:
