@@ -1,7 +1,7 @@
 """What users give by mistake: each file, folder and command line of tests/bad_inputs ends in one clear sentence.
 
-``bad_inputs/KIND.jsonl`` lists the inputs, and what the sentence on each must hold: that it is refused is not enough, it
-must be refused for its own reason.
+``bad_inputs/KIND.jsonl`` lists the inputs, and what the sentence on each must hold: each must be refused for its own
+reason. Models and runs are made by tools/build_bad_models.py and build_bad_runs.py, tables by build_bad_tables.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -95,11 +94,11 @@ def files_under(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to be in. Stages run in this process: starting one of their own takes seconds each time."""
     monkeypatch.setattr("assay.workers.local_executor", lambda number, messages=None: ThreadPoolExecutor(1))
     (tmp_path / "work").mkdir()
-    yield tmp_path / "work"
+    return tmp_path / "work"
 
 
 @pytest.mark.parametrize("entry", entries("config", "logs", "rows", "tables", "runs", "arguments"), ids=named)
@@ -139,7 +138,13 @@ def test_what_the_damaged_folders_were_made_of_is_good(work: Path, tmp_path: Pat
         words = [word.format(input=tmp_path / "run") for word in COMMANDS[kind]]
         assert assay_here(*words, folder=work).returncode == 0
     whole = ROOT / "models" / "whole"
-    doctor = ["doctor", f"--teacher={whole}", f"--student={whole}", f"--prompts={ROOT}/models/prompts.jsonl", *SHORT[:2]]
+    doctor = [
+        "doctor",
+        f"--teacher={whole}",
+        f"--student={whole}",
+        f"--prompts={ROOT}/models/prompts.jsonl",
+        *SHORT[:2],
+    ]
     assert assay_here(*doctor, folder=work).returncode in (0, 1)
 
 

@@ -83,7 +83,9 @@ def model_with(case: str, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("case", ["weights-pickled-with-a-payload", "index-of-a-pickled-shard", "config-of-foreign-code"])
+@pytest.mark.parametrize(
+    "case", ["weights-pickled-with-a-payload", "index-of-a-pickled-shard", "config-of-foreign-code"]
+)
 def test_the_payload_of_a_model_folder_does_not_run(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = model_with(case, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -106,8 +108,12 @@ def test_the_code_of_a_tokenizer_does_not_run(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "the-payload-has-run").exists()
 
 
-@pytest.mark.parametrize("words", ["; touch x", "$(touch x)", "`touch x`", "| touch x", "&& touch x", "> x", "\n touch x"])
-def test_no_shell_reads_a_judges_command_or_a_prompt(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words", ["; touch x", "$(touch x)", "`touch x`", "| touch x", "&& touch x", "> x", "\n touch x"]
+)
+def test_no_shell_reads_a_judges_command_or_a_prompt(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     program = "import sys, json; print(sum(len(json.loads(line)['prompt']) for line in sys.stdin) + len(sys.argv))"
     (tmp_path / "judge.py").write_text(program)
@@ -280,7 +286,11 @@ def test_an_error_tells_nothing_of_what_a_link_leads_to(tmp_path: Path) -> None:
 # ---- secrets
 
 
-SECRETS = {"ASSAY_SERVER_API_KEY": "sk-3f9c0ffee5ecre7", "HF_TOKEN": "hf_0therS3cre7", "WANDB_API_KEY": "wb-7h1rdS3cre7"}
+SECRETS = {
+    "ASSAY_SERVER_API_KEY": "sk-3f9c0ffee5ecre7",
+    "HF_TOKEN": "hf_0therS3cre7",
+    "WANDB_API_KEY": "wb-7h1rdS3cre7",
+}
 
 
 @pytest.fixture
@@ -362,7 +372,9 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str, tmp_path: Pat
 # ---- bombs
 
 
-def test_a_parquet_file_of_kilobytes_does_not_unpack_to_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parquet_file_of_kilobytes_does_not_unpack_to_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(user_rows, "MAX_TEXT_BYTES", 10_000_000)
     one = pa.DictionaryArray.from_arrays(pa.array([0] * 4000, pa.int32()), pa.array(["x" * 10_000]))
     pq.write_table(pa.table({"prompt": one}), tmp_path / "bomb.parquet")

@@ -2,8 +2,8 @@
 
     python tools/audit.py PIP_AUDIT constraints.txt
 
-Exit code 0: no known vulnerability. 1: some, or packages that nothing is known of. 2: the advisory service gave no answer
-at all, so nothing was audited (pip-audit itself would end with 0).
+Exit code 0: no known vulnerability. 1: some, or packages that nothing is known of. 2: the advisory service gave no
+answer at all, so nothing was audited (pip-audit itself would end with 0).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def verdict(found: dict[str, Any]) -> tuple[list[str], int]:
     if len(skipped) == len(packages):
         return ["not audited: the advisory service gave no answer about any package"], 2
     lines = [
-        f"{package['name']} {package['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'nothing yet'}"
+        f"{package['name']} {package['version']}: {flaw['id']}, fixed in {', '.join(flaw['fix_versions']) or 'none'}"
         for package in packages
         for flaw in package.get("vulns", [])
     ]

@@ -112,7 +112,9 @@ def add_weights(cases: Cases) -> None:
     add("weights-of-an-unknown-type", "model", {WEIGHTS: with_header(odd)})
     add("weights-that-are-a-git-lfs-pointer", "git lfs pull", {WEIGHTS: POINTER})
     add("weights-that-are-a-web-page", "web page", {WEIGHTS: PAGE})
-    add("weights-without-one-tensor", "missing keys", {WEIGHTS: cases.tensors(lambda w: w.pop("transformer.ln_f.bias"))})
+    add(
+        "weights-without-one-tensor", "missing keys", {WEIGHTS: cases.tensors(lambda w: w.pop("transformer.ln_f.bias"))}
+    )
     extra = cases.tensors(lambda w: w.update({"transformer.h.2.ln_1.bias": np.zeros(16, np.float32)}))
     add("weights-of-one-layer-more", "unexpected keys", {WEIGHTS: extra})
     wide = cases.tensors(lambda w: w.update({"transformer.ln_f.bias": np.zeros(17, np.float32)}))
@@ -129,7 +131,8 @@ def add_weights(cases: Cases) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "meta/base", "r": 8, "task_type": "CAUSAL_LM"}
     lora = {"base_model.model.transformer.h.0.attn.c_attn.lora_A.weight": np.zeros((8, 16), np.float32)}
     add("adapter-without-its-base", "adapter",
-        {WEIGHTS: None, CONFIG: None, "adapter_config.json": adapter, "adapter_model.safetensors": save(lora)})  # fmt: skip
+        {WEIGHTS: None, CONFIG: None, "adapter_config.json": adapter,
+         "adapter_model.safetensors": save(lora)})  # fmt: skip
 
 
 def add_shards(cases: Cases) -> None:

@@ -102,11 +102,18 @@ def add_summaries(cases: Cases) -> None:
     change("summary-of-an-unknown-verdict", "verdict", SUMMARY, lambda s: s["arms"][0].update(verdict="fine"))
     change("summary-of-an-unknown-truth", "'truth'", SUMMARY, lambda s: s.update(truth="opinion"))
     change("summary-with-arms-as-an-object", "'arms'", SUMMARY, lambda s: s.update(arms={}))
-    change("summary-with-a-step-as-text", "'best_step'", SUMMARY, lambda s: s["arms"][0].update(best_step="2"), "compare")
+    change(
+        "summary-with-a-step-as-text", "'best_step'", SUMMARY, lambda s: s["arms"][0].update(best_step="2"), "compare"
+    )
     change("summary-with-half-an-interval", "'ci95'", SUMMARY, lambda s: s["arms"][0].update(ci95=[0.5]))
     change("summary-without-golden", "golden", SUMMARY, lambda s: s["arms"][0].update(golden=None), "compare")
     change("summary-with-tokens-as-a-fraction", "tokens'", SUMMARY, lambda s: s["arms"][0].update(teacher_tokens=0.5))
-    change("summary-of-another-arm", "no evaluation of 'elsewhere'", SUMMARY, lambda s: s["arms"][0].update(source="elsewhere"))
+    change(
+        "summary-of-another-arm",
+        "no evaluation of 'elsewhere'",
+        SUMMARY,
+        lambda s: s["arms"][0].update(source="elsewhere"),
+    )
 
 
 def add_metrics(cases: Cases) -> None:
@@ -128,7 +135,9 @@ def add_metrics(cases: Cases) -> None:
     change("metrics-with-the-proxy-as-text", "'proxy_nats'", lambda r: r[2].update(proxy_nats="9.5"), "compare")
     change("metrics-not-a-number", "'proxy_nats'", lambda r: r[2].update(proxy_nats=float("nan")))
     change("metrics-beyond-any-number", "'golden_nats'", lambda r: r[2].update(golden_nats=1e300), "compare")
-    change("metrics-of-a-judge-without-its-error", "'judge_one_stderr'", lambda r: [one.update(judge_one=1.0) for one in r])
+    change(
+        "metrics-of-a-judge-without-its-error", "'judge_one_stderr'", lambda r: [one.update(judge_one=1.0) for one in r]
+    )
     change("metrics-with-seconds-as-a-number", "'seconds'", lambda r: r[0].update(seconds=3))
 
 

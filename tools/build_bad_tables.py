@@ -1,6 +1,6 @@
 """Builds those bad inputs of tests/bad_inputs/logs and rows that are no text: parquet, SQLite and TensorBoard's events.
 
-    python tools/build_bad_tables.py tests/bad_inputs
+python tools/build_bad_tables.py tests/bad_inputs
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 NO_PROXY = "no column with values that could be the proxy"
+INFINITY = float("inf")
 DAY = datetime.datetime(2024, 1, 1)
 
 
@@ -43,13 +44,19 @@ def prompts_that_are_tables() -> dict[str, tuple[bytes, str]]:
         "feather.parquet": (arrow.getvalue().to_pybytes(), "cannot be read as a file of prompts"),
         "whole.jsonl": (whole, "whole.jsonl"),
         "column-twice.parquet": (parquet(twice), "two columns of one name"),
-        "other-columns.parquet": (parquet({"text": ["a"], "label": [1]}), "no column 'prompt' or 'messages': it has text"),
+        "other-columns.parquet": (
+            parquet({"text": ["a"], "label": [1]}),
+            "no column 'prompt' or 'messages': it has text",
+        ),
         "prompts-that-are-numbers.parquet": (parquet({"prompt": [1, 2]}), "'prompt' is int"),
         "prompts-that-are-bytes.parquet": (parquet({"prompt": [b"a", b"\xff"]}), "'prompt' is bytes"),
         "prompts-that-are-dates.parquet": (parquet({"prompt": [DAY]}), "'prompt' is datetime"),
         "prompts-some-null.parquet": (parquet({"prompt": ["a", None]}), "line 2 has no 'prompt' or 'messages'"),
         "prompts-of-one-struct.parquet": (parquet({"prompt": [{"text": "a"}]}), "'prompt' is dict"),
-        "ids-twice.parquet": (parquet({"prompt": ["a", "b"], "id": ["x", "x"]}), "line 2 id 'x' is already that of line 1"),
+        "ids-twice.parquet": (
+            parquet({"prompt": ["a", "b"], "id": ["x", "x"]}),
+            "line 2 id 'x' is already that of line 1",
+        ),
         "ids-that-are-dates.parquet": (parquet({"prompt": ["a"], "id": [DAY]}), "'id' is datetime"),
     }
 
@@ -58,18 +65,18 @@ def logs_that_are_tables() -> dict[str, tuple[bytes, str]]:
     """Logs that cannot be used: content, and what the error must hold."""
     whole = parquet({"step": [1, 2, 3], "eval_loss": [3.0, 2.0, 1.0]})
     dates = [DAY, DAY + datetime.timedelta(1)]
+    spans, nothing = [datetime.timedelta(1), datetime.timedelta(2)], pa.array([], pa.float64())
     return {
-        "no-rows.parquet": (parquet({"step": pa.array([], pa.int64()), "eval_loss": pa.array([], pa.float64())}), NO_PROXY),
+        "no-rows.parquet": (parquet({"step": nothing, "eval_loss": nothing}), NO_PROXY),
         "no-columns.parquet": (parquet({}), "no-columns.parquet"),
         "cut-off.parquet": (whole[:-30], "not a whole parquet file"),
         "only-the-first-bytes.parquet": (whole[:4], "not a whole parquet file"),
         "responses-instead-of-a-log.parquet": (parquet({"prompt": ["a"], "text": ["b"], "step": [0]}), NO_PROXY),
         "losses-as-text.parquet": (parquet({"step": [1, 2], "eval_loss": ["3.0", "2.0"]}), "'eval_loss' in row 1"),
-        "losses-null.parquet": (parquet({"step": [1, 2], "eval_loss": pa.array([None, None], pa.float64())}), NO_PROXY),
-        "losses-infinite.parquet": (parquet({"step": [1, 2], "eval_loss": [3.0, float("inf")]}), "'eval_loss' in row 2"),
+        "losses-null.parquet": (parquet({"step": [1, 2], "eval_loss": [None, None]}), NO_PROXY),
+        "losses-infinite.parquet": (parquet({"step": [1, 2], "eval_loss": [3.0, INFINITY]}), "'eval_loss' in row 2"),
         "steps-as-dates.parquet": (parquet({"step": dates, "eval_loss": [3.0, 2.0]}), "'step' in row 1"),
-        "steps-as-durations.parquet": (
-            parquet({"step": [datetime.timedelta(1), datetime.timedelta(2)], "eval_loss": [3.0, 2.0]}), "'step' in row 1"),
+        "steps-as-durations.parquet": (parquet({"step": spans, "eval_loss": [3.0, 2.0]}), "'step' in row 1"),
         "steps-below-zero.parquet": (parquet({"step": [-1, 2], "eval_loss": [3.0, 2.0]}), "has the step -1"),
         "steps-twice.parquet": (parquet({"step": [1, 1, 2], "eval_loss": [3.0, 2.0, 1.0]}), "both at step 1"),
     }  # fmt: skip
@@ -78,9 +85,15 @@ def logs_that_are_tables() -> dict[str, tuple[bytes, str]]:
 def write_databases(folder: Path) -> dict[str, str]:
     """SQLite files that are no project of Trackio; what each error must hold."""
     schemas = {
-        "database-of-mlflow.db": ("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)", "no such table: metrics"),
+        "database-of-mlflow.db": (
+            "CREATE TABLE experiments (experiment_id INTEGER, name TEXT)",
+            "no such table: metrics",
+        ),
         "database-of-other-columns.db": ("CREATE TABLE metrics (key TEXT, value REAL)", "no such column"),
-        "database-of-no-rows.db": ("CREATE TABLE metrics (run_name TEXT, step INTEGER, metrics TEXT)", "holds no records"),
+        "database-of-no-rows.db": (
+            "CREATE TABLE metrics (run_name TEXT, step INTEGER, metrics TEXT)",
+            "holds no records",
+        ),
         "database-of-no-tables.db": ("PRAGMA user_version = 1", "no such table: metrics"),
     }
     for name, (statement, _) in schemas.items():

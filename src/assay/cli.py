@@ -487,7 +487,7 @@ def _card_line(card: dict[str, object]) -> str:
 
 
 def _harmless(message: str) -> str:
-    """One line without control characters, whatever of a file or a server is quoted in it; long ones lose the middle."""
+    """One line without control characters, whatever of a file or a server it quotes; long ones lose the middle."""
     from assay.report.words import visible
 
     half = _LONGEST_MESSAGE // 2

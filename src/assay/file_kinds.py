@@ -17,7 +17,7 @@ def refuse_stand_in(path: Path, start: bytes) -> None:
         raise AssayError(f"{str(path)!r} is a pointer of Git LFS, not the file itself: fetch that with git lfs pull")
     if text.startswith((b"<!doctype html", b"<html")):
         raise AssayError(
-            f"{str(path)!r} is a web page, not the file itself: its download has failed or wants a login; fetch it again"
+            f"{str(path)!r} is a web page, not the file itself: its download failed or wanted a login; fetch it again"
         )
     if start.startswith(b"\x1f\x8b"):
         raise AssayError(f"{str(path)!r} is compressed with gzip: unpack it first")

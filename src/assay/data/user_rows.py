@@ -198,7 +198,9 @@ def _problem(row: dict[str, Any], reference: str, responses: str | None) -> str 
     said, answer = row.get(asked_in), row.get(reference)
     if said is None:
         others = ", ".join(repr(name) for name in row if name not in PROMPTS)
-        return "has no 'prompt' or 'messages'" + (f", but {others[:LONGEST_LIST]}: rename the right one" if others else "")
+        return "has no 'prompt' or 'messages'" + (
+            f", but {others[:LONGEST_LIST]}: rename the right one" if others else ""
+        )
     if isinstance(said, list):
         problem = _conversation_problem(said, may_be_answered=asked_in == "messages")
         if problem is not None:
