@@ -20,7 +20,7 @@ from tyro.conf import Positional, arg
 
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
-from assay.errors import AssayError
+from assay.errors import AssayError, unknown_name
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
 
@@ -420,6 +420,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 **{f.__name__: f for f in (answers, watch, run, sweep, plan, report, compare, diagnose)},
                 **{f.__name__: f for f in (recipes, bases, tasks)},
             }
+            if given and not given[0].startswith("-") and given[0] not in commands:
+                raise unknown_name("command", given[0], commands)
             tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
     except AssayError as error:
         sys.exit(_fail(f"assay: {_harmless(str(error))}", 2))
