@@ -481,7 +481,7 @@ MALFORMED = {
     "wide.csv": ("step,proxy\n1,2\n".encode("utf-16"), "is not UTF-8 text"),
     "binary.jsonl": (b'{"step":1,"proxy":1}\n\xff\xfe\n{}\n', "is not UTF-8 text"),
     "nul.jsonl": (b'{"step":1,"proxy":1}\n\0\0\n{}\n', "is not UTF-8 text"),
-    "binary.json": (b"\x1f\x8b\x08", "is not UTF-8 text"),
+    "binary.json": (b"\x1e\x8b\x08", "is not UTF-8 text"),
     "torn.parquet": (b"PAR1abcdefgh", "is not a whole parquet file"),
     "torn.db": (b"SQLite format 3\0" + b"x" * 200, "cannot be read as the database of a Trackio project"),
     "names.csv": ("step,proxy,run_name\n1,2,a\n2,3,a\n", "holds names, not numbers: name another with --proxy"),

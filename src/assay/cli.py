@@ -23,7 +23,7 @@ from tyro.conf import Positional, arg
 from assay import ranks
 from assay.config import Experiment, ModelsConfig, PolicyName, ServerConfig, with_policy
 from assay.config_file import load
-from assay.errors import AssayError, is_out_of_memory
+from assay.errors import AssayError, is_out_of_memory, unknown_name
 from assay.ray_executor import RayConfig
 from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.own import NUM_PASSES, Distill, Lab, filled
@@ -437,6 +437,7 @@ def tasks(
     from assay.data.hub import DATASET
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
+    from assay.report.words import visible
 
     if action == "list":
         own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
@@ -448,9 +449,8 @@ def tasks(
         task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
         if not task.own:
             raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
-        print(
-            "\n".join(leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle).lines())
-        )
+        found = leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle)
+        print("\n".join(map(visible, found.lines())))
     else:
         print(fetch_corpus(get_task(target)))
 
@@ -466,7 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _dispatch(given)
     except AssayError as error:
         speaker = "assay" if ranks.rank() == 0 else f"assay, rank {ranks.rank()}"
-        sys.exit(_fail(f"{speaker}: {error}", 2))
+        sys.exit(_fail(f"{speaker}: {_harmless(str(error))}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("assay: stopped; the same command goes on where it was", 130))
     except BrokenPipeError:
@@ -510,9 +510,12 @@ def _dispatch(given: Sequence[str]) -> None:
             **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose)},
             **{f.__name__: f for f in (recipes, bases, tasks)},
         }
+        if given and not given[0].startswith("-") and given[0] not in commands:
+            raise unknown_name("command", given[0], commands)
         tyro.extras.subcommand_cli_from_dict(commands, prog="assay", args=given, description=_DESCRIPTION)
 
 
+_LONGEST_MESSAGE = 1_000
 _DESCRIPTION = "How much gold is left in a distilled language model: makes teacher hacking visible, and its absence."
 
 
@@ -567,6 +570,15 @@ def _card_line(card: dict[str, object]) -> str:
         f"{card['num_parameters']:>9,} parameters, {card['num_steps']} steps on {card['num_prompts']:,} pairs, "
         f"{card['final_loss_nats_per_token']} nats/token, {card['seconds_on_one_core']} s to build, {card['digest']}"
     )
+
+
+def _harmless(message: str) -> str:
+    """One line without control characters, whatever of a file or a server it quotes; long ones lose the middle."""
+    from assay.report.words import visible
+
+    half = _LONGEST_MESSAGE // 2
+    cut = message if len(message) <= _LONGEST_MESSAGE else f"{message[:half]} … {message[-half:]}"
+    return visible(cut)
 
 
 def _fail(message: str, code: int) -> int:

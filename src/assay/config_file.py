@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from assay.config import Experiment
 from assay.errors import AssayError, unknown_name
+from assay.file_kinds import refuse_stand_in
 
 
 def load(path: Path) -> Experiment:
@@ -39,10 +41,12 @@ def load(path: Path) -> Experiment:
                 )
             return super().compose_node(parent, index)
 
-    if path.exists() and not path.is_file():
-        raise AssayError(f"cannot read config {str(path)!r}: it is not a file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), StrictLoader)  # a SafeLoader
+        if path.exists() and not path.is_file():
+            raise AssayError(f"cannot read config {str(path)!r}: it is not a file")
+        content = path.read_bytes()
+        refuse_stand_in(path, content)
+        values = yaml.load(content.decode("utf-8"), StrictLoader)  # a SafeLoader
     except OSError as error:
         raise AssayError(f"cannot read config {str(path)!r}: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
@@ -62,6 +66,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     from cattrs.errors import ClassValidationError, IterableValidationError
 
     _check_keys(values)
+    _check_lists(values, Experiment)
     converter = cattrs.Converter(forbid_extra_keys=True, prefer_attrib_converters=True)
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _exactly)
@@ -79,13 +84,31 @@ def _check_keys(values: Any) -> None:
         _check_keys(inner)
 
 
+def _check_lists(value: Any, kind: Any, where: str = "") -> None:
+    """Refuses a text or an object where a list belongs: the reader would take their letters or names one by one."""
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise AssayError(f"config field {where!r}: expected a list, got {reprlib.repr(value)}")
+        for number, inner in enumerate(value):
+            _check_lists(inner, get_args(kind)[0], f"{where}.[{number}]")
+    elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        for name in kinds.keys() & value.keys():
+            _check_lists(value[name], kinds[name], f"{where}.{name}".strip("."))
+
+
 def _exactly(value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, str) and re.fullmatch(r"[+-]?[0-9.]+[eE][+-]?[0-9]+", value):
         return float(value)  # YAML 1.1 reads 1e-3 as text
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise AssayError(f"expected {kind.__name__}, got {value!r}")
-    return kind(value)
+        raise AssayError(f"expected {kind.__name__}, got {reprlib.repr(value)}")
+    if isinstance(value, str) and "\0" in value:
+        raise AssayError("holds a NUL, which no name or path has")
+    try:
+        return kind(value)
+    except OverflowError as error:  # an integer that no float holds
+        raise AssayError(f"expected {kind.__name__}, got {reprlib.repr(value)}") from error
 
 
 def _first_error(error: BaseException, where: str = "") -> AssayError:

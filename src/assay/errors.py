@@ -10,12 +10,18 @@ class AssayError(Exception):
     """Bad input or an impossible request. The command line prints its message alone and exits with 2."""
 
 
+MOST_KNOWN_NAMES = 12
+"""How many names an error lists: of more, the nearest."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> AssayError:
     """The error for a name that is not in a table, with the nearest name that is."""
-    known = sorted(known)
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return AssayError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
+    of_small_letters = {each.casefold(): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.casefold(), of_small_letters, n=MOST_KNOWN_NAMES, cutoff=0.0)
+    listed = sorted(of_small_letters[each] for each in near)
+    hint = f"did you mean {of_small_letters[near[0]]!r}? " if near else ""
+    more = f" and {len(of_small_letters) - len(listed)} more" if len(of_small_letters) > len(listed) else ""
+    return AssayError(f"unknown {kind} {name!r}: {hint}known: {', '.join(listed)}{more}")
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "cannot allocate memory")

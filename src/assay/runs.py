@@ -260,7 +260,7 @@ def read_table(path: Path) -> pa.Table:
     """The table of a parquet file of a run; AssayError when it is missing or damaged."""
     try:
         return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise damaged(path, error) from error
 
 

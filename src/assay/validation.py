@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import reprlib
 import shlex
 import string
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from assay.config import ArmConfig, DistillationConfig, Experiment, JudgeConfig,
 from assay.errors import AssayError
 
 _TRAINING = "distillation.training."
+LARGEST = 2**63
+"""No number of a config reaches it: what is counted must fit into 64 bits."""
 _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
     (1, math.inf): (
         "task.max_prompt_tokens",
@@ -49,7 +52,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         f"{_TRAINING}softmax_temperature",
         f"{_TRAINING}max_grad_norm",
     ),
-    (0, 2**63): ("seed",),
+    (0, LARGEST): ("seed",),
     (16, math.inf): ("probe.num_prompts",),
     (2, math.inf): ("probe.num_monitored", "probe.num_train_pairs"),
     (4, math.inf): ("probe.num_evaluations",),
@@ -66,8 +69,10 @@ def validate(experiment: Experiment) -> None:
     for (low, high), names in _RANGES.items():
         for name in names:
             value = functools.reduce(getattr, name.split("."), experiment)
-            if not low <= value < high:  # type: ignore[operator]
-                raise AssayError(f"config field {name!r} is {value!r}: it must be at least {low:g} and finite")
+            if not low <= value < high or value >= LARGEST:  # type: ignore[operator]
+                raise AssayError(
+                    f"config field {name!r} is {reprlib.repr(value)}: it must be at least {low:g} and below 2^63"
+                )
     training, probe = experiment.distillation.training, experiment.probe
     if training.num_micro_batches > training.batch_size:
         raise AssayError(f"{training.num_micro_batches} micro-batches of {training.batch_size} sequences: lower them")
@@ -352,3 +357,5 @@ def _check_source(arm: str, source: SourceConfig, training: TrainingConfig) -> N
 def _check_name(what: str, name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{0,99}[A-Za-z0-9_-]", name):
         raise AssayError(f"{what} {name!r} names a folder: use up to 100 letters, digits, '_', '-' and '.'")
+    if re.fullmatch(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", name.casefold()):
+        raise AssayError(f"{what} {name!r} names a folder, but a device on Windows: choose another name")

@@ -119,7 +119,7 @@ class ChatTemplate:
                     tokenize=False,
                 )
             )
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(message.role for message in conversation)
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AssayError(f"the chat template cannot render messages of {roles}: {cause}") from error

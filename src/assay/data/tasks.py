@@ -146,7 +146,7 @@ def get_task(
         task = Task(name, name, DEFAULT_TEMPLATE, REFERENCE, "the user's own", own=True)
     elif name in TASKS:
         task = TASKS[name]
-    elif "/" in name or Path(name).exists():
+    elif "/" in name or Path(name).suffix or Path(name).exists():
         raise AssayError(
             f"task {name!r} looks like a file: a file of prompts ends in .jsonl or .parquet, and a data set is named "
             f"{DATASET}{name}"

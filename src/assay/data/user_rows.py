@@ -6,6 +6,7 @@ Nothing of the file is executed or unpickled. What cannot be used is refused by 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,17 @@ import pyarrow.parquet as pq
 from assay.data.chat import ROLES, Conversation, Message
 from assay.data.shards import is_sharded, shard_paths
 from assay.errors import AssayError, unknown_name
+from assay.file_kinds import NUM_TELLING_BYTES, refuse_stand_in
 
 SUFFIXES = (".jsonl", ".parquet")
 PROMPTS = ("prompt", "messages")
 """Columns that hold what is asked; the first that a row has counts."""
 REFERENCE = "reference"
 SHOWN_PROBLEMS = 3
+LONGEST_NAME = 200
+"""Characters of an id or a group."""
+LONGEST_LIST = 120
+"""Characters of the columns that an error lists."""
 MAX_TEXT_BYTES = 2_000_000_000
 """Of a parquet file once it is unpacked; a few kilobytes can hold more than any memory."""
 
@@ -125,9 +131,13 @@ def _readable(path: Path) -> Iterator[None]:
     if not is_user_file(str(path)):
         raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet")
     try:
+        if not is_sharded(path):
+            with path.open("rb") as file:
+                refuse_stand_in(path, file.read(NUM_TELLING_BYTES))
         yield
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        reason = error.strerror or str(error).splitlines()[0]  # pyarrow's have no errno
+        raise AssayError(f"cannot read {str(path)!r}: {reason}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
         raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
 
@@ -235,7 +245,10 @@ def _problem(row: dict[str, Any], reference: str, responses: str | None) -> str 
     asked_in = _asked_in(row)
     said, answer = row.get(asked_in), row.get(reference)
     if said is None:
-        return "has no 'prompt' or 'messages'"
+        others = ", ".join(repr(name) for name in row if name not in PROMPTS)
+        return "has no 'prompt' or 'messages'" + (
+            f", but {others[:LONGEST_LIST]}: rename the right one" if others else ""
+        )
     if isinstance(said, list):
         problem = _conversation_problem(said, may_be_answered=asked_in == "messages")
         if problem is not None:
@@ -258,6 +271,19 @@ def _problem(row: dict[str, Any], reference: str, responses: str | None) -> str 
             return f"{column!r} is {type(value).__name__}, neither text nor a whole number"
         if isinstance(value, str) and not (value.strip() and is_unicode(value)):
             return f"{column!r} is empty or no text"
+        if (problem := _name_problem(str(value))) is not None:
+            return f"{column!r} {problem}"
+    return None
+
+
+def _name_problem(name: str) -> str | None:
+    """What keeps a name from tables, logs and file names of whoever reads them, or None."""
+    if len(name) > LONGEST_NAME:
+        return f"has {len(name):,} characters: use {LONGEST_NAME} at most"
+    if not name.isprintable():
+        return "holds control characters: take them out"
+    if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name):
+        return f"is {name!r}, a path that leads out of its folder: name it otherwise"
     return None
 
 

@@ -9,6 +9,7 @@ from assay.doctor.case import Case, Request, read_case
 from assay.doctor.checks import CHECKS, LENGTHS, LOADING, SAMPLING, Check
 from assay.doctor.findings import Examination, Finding, Outcome, not_applicable
 from assay.models.loading import check_device
+from assay.validation import check_server_url
 
 Weights = Literal["auto", "always", "never"]
 """Whether weights are loaded: "auto" unless a check that needs none of them refuses."""
@@ -20,6 +21,8 @@ def examine(request: Request, weights: Weights = "auto", say: Callable[[str], No
     Raises AssayError for a model or a file of prompts that cannot be read.
     """
     check_device(request.device)
+    if request.teacher is not None and "://" in request.teacher:
+        check_server_url(request.teacher)  # a secret in it would be shown with every finding
     case = read_case(request)
     findings: list[Finding] = []
     for check in CHECKS.values():

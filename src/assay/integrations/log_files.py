@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import reprlib
 import sqlite3
 from collections.abc import Collection, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from assay.errors import AssayError
+from assay.file_kinds import refuse_stand_in
 from assay.integrations.log_sheet import ARMS, MOST_NAMES, STEP, Column, Sheet
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def read_file(path: Path, columns: Mapping[str, str]) -> Sheet:
     suffix = path.suffix.lower()
     if not start:
         raise AssayError(f"{str(path)!r} is empty")
+    refuse_stand_in(path, start)
     given = columns.values()
     if start.startswith(b"PAR1"):
         return _read_parquet(path, given)
@@ -110,9 +113,12 @@ def _read_lines_fast(data: bytes, path: Path, given: Collection[str]) -> Sheet |
     import pyarrow as pa
     from pyarrow import json as pa_json
 
+    if re.search(rb"(^|[}\n])\s*null", data):
+        return None  # pyarrow takes such a record for one of nulls, and ends the process where it is the first
     try:
+        data.decode()  # pyarrow lets the names of columns be any bytes
         table = pa_json.read_json(pa.BufferReader(data), pa_json.ReadOptions(use_threads=False))
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeDecodeError):
         return None
     sheet = Sheet(path, "line", given)
     for name in table.column_names:
@@ -259,7 +265,7 @@ def _read_parquet(path: Path, given: Collection[str]) -> Sheet:
                 sheet.column(name)
             for name in sheet.columns:
                 sheet.columns[name] = _from_parquet(file.read([name])[name], name)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssayError(f"{str(path)!r} is not a whole parquet file: {reason}") from error
     return sheet

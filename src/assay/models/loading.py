@@ -26,6 +26,7 @@ from transformers.utils import logging
 from assay.errors import AssayError
 from assay.models.bases import BASES, base_path
 from assay.models.causal import CausalModel
+from assay.models.checkpoint_files import check_descriptions, check_weights, pickled
 from assay.models.in_memory import num_token_ids as num_token_ids
 from assay.models.language_model import LanguageModel
 from assay.models.pretrained import PretrainedModel, eos_token_ids
@@ -48,16 +49,19 @@ _LOADING_ERRORS = (
     OSError,
     ValueError,
     RuntimeError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     ImportError,
-    ZeroDivisionError,
+    ArithmeticError,
+    AssertionError,
     EOFError,
     SafetensorError,
     StrictDataclassError,
 )
 """What a config.json or a damaged file makes transformers and its libraries raise."""
+_LONGEST_CAUSE = 160
+"""Characters of what they say that are told."""
 
 
 @contextmanager
@@ -71,15 +75,15 @@ def _readable_errors(what: str, name: str) -> Iterator[None]:
             "them to safetensors"
         ) from error
     except _LOADING_ERRORS as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST_CAUSE]
         if "trust_remote_code=True" in str(error):
             raise AssayError(
                 f"the {what} {name!r} is made by Python code in its own repository, which is never run unasked: read "
                 "that code, and set models.trust_remote_code to true if you trust it"
             ) from error
         if "cannot be loaded with `safetensors`" in str(error):  # of a hub id; folders are looked into before
-            raise _pickled(name) from error
-        known = "" if "/" in name else f"embedded bases: {', '.join(sorted(BASES))}; otherwise "
+            raise pickled(name) from error
+        known = "" if "/" in name else "`assay bases` lists the embedded ones; otherwise "
         raise AssayError(
             f"cannot load the {what} {name!r}: {cause} ({known}give a "
             "folder with config.json and safetensors, or a hub id)"
@@ -105,8 +109,7 @@ def load_model(
     """
     check_device(device)
     adapter, auto_class = _family(_load_config(name, trust_remote_code))
-    if not allow_pickle:
-        _check_safetensors(name)
+    check_weights(name, checkpoint_of(name), allow_pickle)
     with _readable_errors("model", name):
         loaded: Any = auto_class.from_pretrained(
             checkpoint_of(name),
@@ -157,21 +160,8 @@ def _eos_token_id_beside(module: Any, name: str, trust_remote_code: bool) -> int
     return tokenizer.eos_token_id
 
 
-def _check_safetensors(name: str) -> None:
-    """Raises AssayError for a folder whose weights are pickled only."""
-    folder = Path(checkpoint_of(name))
-    if folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
-        raise _pickled(name)
-
-
-def _pickled(name: str) -> AssayError:
-    return AssayError(
-        f"model {name!r} has no safetensors, and assay reads safetensors only, since a pickled file can run code: "
-        "convert it, or set models.allow_pickle to true if you trust it"
-    )
-
-
 def _load_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    check_descriptions(name, checkpoint_of(name))
     with _readable_errors("model", name):
         return AutoConfig.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
 
@@ -187,6 +177,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     """The tokenizer of a model; AssayError when there is none or it has no end-of-sequence token."""
     if not ships_tokenizer(name):
         raise AssayError(f"the folder {name!r} has no tokenizer: save the one it was trained with beside its weights")
+    check_descriptions(name, checkpoint_of(name))
     with _readable_errors("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
     if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:

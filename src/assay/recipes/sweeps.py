@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -110,8 +111,10 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
     """What is left to run and what it costs at most (what runs share is counted for each), as lines.
 
     Times come from ``flops_per_second`` of one worker, or from the finished runs of ``folder``, if any.
-    Raises AssayError for less than one worker.
+    Raises AssayError for less than one worker, and for a speed that none has.
     """
+    if flops_per_second is not None and not 0 < flops_per_second < math.inf:
+        raise AssayError(f"--flops-per-second is {flops_per_second:g}: it must be above 0 and finite")
     count, left = num_workers(workers), {}
     for (world, seed, variant), experiment in plan.experiments.items():
         path = run_folder(experiment, folder) / "manifest.json"

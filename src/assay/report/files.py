@@ -213,7 +213,8 @@ def read_metrics(path: Path, running: bool) -> Table:
     for number, line in enumerate(lines, start=1):
         where = f"line {number} of {path}"
         row = _parse(line, where)
-        judged = {key: _MAYBE for key in row if key.startswith("judge_")} if isinstance(row, dict) else {}
+        judges = [key for key in row if key.startswith("judge_")] if isinstance(row, dict) else []
+        judged = dict.fromkeys([*judges, *(f"{key.removesuffix('_stderr')}_stderr" for key in judges)], _MAYBE)
         rows.append(_checked(row, _METRICS | judged, where))
     return rows
 
@@ -273,7 +274,7 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pq.read_table(data).select(schema.names).cast(schema)
         table.validate(full=True)
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssayError(f"{path} is not the table expected here ({reason}), the file is damaged: {_REPAIR}") from error
     for name in schema.names:

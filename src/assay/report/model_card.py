@@ -45,7 +45,7 @@ def model_card(run: Run, arm: str, which: str) -> str:
     }
     lines = [
         "---",
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # in ASCII, which YAML reads everywhere
         "---",
         "",
         f"# {_cell(which)} student of arm {_cell(readable(arm))}",

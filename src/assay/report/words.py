@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 _SYMBOLS = {code: 0x2400 + code for code in range(32)} | {0x7F: 0x2421}
-# No UTF-8 file can hold the first of these, no XML file the last two.
-_SYMBOLS |= dict.fromkeys([*range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
+# Terminals may obey the first of these like escapes; no UTF-8 file can hold the second, no XML file the last two.
+_SYMBOLS |= dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
 
 
 _MEANINGS = {

@@ -1,0 +1,3 @@
+import os
+
+os.mkdir('the-payload-has-run')
