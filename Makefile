@@ -26,8 +26,11 @@ lint: .venv/.installed-dev  ## style and layers
 types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
 	$(BIN)/pyright
 
-bench: .venv/.installed  ## speed on this machine, as ratios
-	$(BIN)/python benchmarks/speed.py
+SPEED := offline on_policy sampling loss_memory machine probe_share growth losses
+
+bench: .venv/.installed-dev  ## speed on this machine, as ratios; BENCH=--write keeps the records, BENCH=--quick is for a look
+	@set -e; for name in $(SPEED); do $(BIN)/python benchmarks/speed/$$name.py $(BENCH); done
+	@if [ "$(BENCH)" = --write ]; then $(BIN)/python benchmarks/speed/table.py; fi
 
 chaos: .venv/.installed-dev  ## kill runs at 56 random moments and compare what they end in; about a quarter of an hour
 	$(BIN)/python tests/chaos.py --write

@@ -1,6 +1,8 @@
 """How training grows with batch, length, vocabulary, teacher and number of arms. The rules are in README.md.
 
 python benchmarks/speed/growth.py [--write [FILE]] [--quick]
+
+--quick leaves the row of arms out: probe_share.py runs the same.
 """
 
 from __future__ import annotations
@@ -28,15 +30,17 @@ def rows(repetitions: int, quick: bool) -> Iterator[Row]:
     """One row for each dial."""
     base = replace(measure.SIZES["V 1k"], num_pairs=64)
     few = replace(base, num_pairs=16, batch_size=8)
-    batches, lengths, vocabularies, teachers, arms = BATCHES, LENGTHS, VOCABULARIES, TEACHERS, ARMS
+    batches, lengths, vocabularies, teachers = BATCHES, LENGTHS, VOCABULARIES, TEACHERS
     if quick:
         base = few = replace(base, num_pairs=4, batch_size=2)
-        batches, lengths, vocabularies, teachers, arms = (2, 4), (8, 16), (64, 128), TEACHERS[:2], (1, 2)
+        batches, lengths, vocabularies, teachers = (2, 4), (8, 16), (64, 128), TEACHERS[:2]
     yield dial("batch", {size: replace(base, batch_size=size) for size in batches}, repetitions)
     yield dial("length", {length: replace(base, response_tokens=(length, length)) for length in lengths}, repetitions)
     yield dial("vocabulary", {size: replace(few, vocab_size=size) for size in vocabularies}, repetitions)
-    yield dial("teacher's weights", {weights(base, shape): replace(base, teacher=shape) for shape in teachers}, repetitions)
-    yield dial_of_arms(arms, min(repetitions, REPETITIONS_OF_ARMS), quick)
+    by_weights = {weights(base, shape): replace(base, teacher=shape) for shape in teachers}
+    yield dial("teacher's weights", by_weights, repetitions)
+    if not quick:
+        yield arms()
 
 
 def dial(name: str, sizes: dict[int, Sizes], repetitions: int) -> Row:
@@ -66,25 +70,23 @@ def row(name: str, values: Sequence[int], seconds: Sequence[np.ndarray], unit: s
     return Row(name, figures, {"exponent": exponents})
 
 
-def dial_of_arms(numbers: Sequence[int], repetitions: int, quick: bool) -> Row:
+def arms() -> Row:
     """Whole runs with so many arms; seconds of their stage "arms" on the clock, for each sequence trained on."""
-    found = np.zeros((len(numbers), repetitions))
-    for repetition in range(repetitions):
-        for i in range(len(numbers))[:: 1 if repetition % 2 == 0 else -1]:
-            found[i, repetition] = seconds_per_sequence(with_arms(numbers[i], quick))
-    return row("arms", numbers, list(found), "us_per_sequence")
+    found = np.zeros((len(ARMS), REPETITIONS_OF_ARMS))
+    for repetition in range(REPETITIONS_OF_ARMS):
+        for i in range(len(ARMS))[:: 1 if repetition % 2 == 0 else -1]:
+            found[i, repetition] = seconds_per_sequence(with_arms(ARMS[i]))
+    return row("arms", ARMS, list(found), "us_per_sequence")
 
 
-def with_arms(number: int, quick: bool) -> Experiment:
-    """The quickstart with little before its arms, and so many offline ones."""
+def with_arms(number: int) -> Experiment:
+    """The quickstart with little before its arms and few evaluations, and so many offline ones."""
     experiment = get_recipe("quickstart")
     distillation, offline = experiment.distillation, experiment.arms[0]
-    num_prompts = 16 if quick else distillation.num_prompts
-    training = replace(distillation.training, num_steps=4 if quick else 100, batch_size=min(64, num_prompts))
     return replace(
         experiment,
         stage_one=replace(experiment.stage_one, num_oracle_prompts=64, batch_size=16),
-        distillation=replace(distillation, num_prompts=num_prompts, training=training),
+        distillation=replace(distillation, training=replace(distillation.training, num_steps=100)),
         arms=tuple(replace(offline, name=f"offline-{i}") for i in range(number)),
         probe=replace(experiment.probe, num_prompts=16, num_train_pairs=8, num_monitored=8, num_evaluations=4),
     )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import measure
 import numpy as np
-import peers  # noqa: F401  (TRL's warnings off)
+import peers
 import torch
 from measure import Row
 from numpy import median
@@ -135,9 +135,7 @@ def liger_sides() -> dict[str, Side]:
         )
         student_head, teacher_head = heads(problem)
         nothing_N = torch.zeros(problem.batch.num_tokens, dtype=torch.long)
-        return loss(
-            problem.student.hidden(problem.batch), student_head, problem.teacher_NH, teacher_head, nothing_N
-        )
+        return loss(problem.student.hidden(problem.batch), student_head, problem.teacher_NH, teacher_head, nothing_N)
 
     return {f"Liger, {size} at once": functools.partial(side, chunk_size=size) for size in (1024, 128)}
 
@@ -148,9 +146,7 @@ def heads(problem: Problem) -> tuple[Tensor, Tensor]:
     return modules[0].get_output_embeddings().weight, modules[1].get_output_embeddings().weight.detach()
 
 
-def in_turn(
-    sides: dict[str, Side], problem: Problem, warm_up: Problem, repetitions: int
-) -> dict[str, list[Measured]]:
+def in_turn(sides: dict[str, Side], problem: Problem, warm_up: Problem, repetitions: int) -> dict[str, list[Measured]]:
     """All sides in every repetition, each in a fresh process; the order turned around each time."""
     found: dict[str, list[Measured]] = {name: [] for name in sides}
     for repetition in range(repetitions):

@@ -86,9 +86,7 @@ class World:
     def first(self, num_pairs: int, batch_size: int | None = None) -> World:
         """The same with fewer pairs, in smaller batches."""
         prompts, responses = self.prompts[:num_pairs], self.responses[:num_pairs]
-        return dataclasses.replace(
-            self, prompts=prompts, responses=responses, batch_size=batch_size or self.batch_size
-        )
+        return dataclasses.replace(self, prompts=prompts, responses=responses, batch_size=batch_size or self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -127,11 +125,11 @@ def world_of(name: str, sizes: Sizes) -> World:
         Response(prompt.id, (*random_tokens(rng, length - 1, sizes.vocab_size), EOS), "teacher", truncated=False)
         for prompt, length in zip(prompts, rng.integers(shortest, longest + 1, len(prompts)).tolist(), strict=True)
     ]
-    teacher, student = (random_model(sizes.family, *shape, sizes.vocab_size) for shape in (sizes.teacher, sizes.student))
-    tokenizer = word_tokenizer(sizes.vocab_size)
-    return World(
-        name, teacher, student, tokenizer, prompts, responses, sizes.batch_size, sizes.max_response_tokens
+    teacher, student = (
+        random_model(sizes.family, *shape, sizes.vocab_size) for shape in (sizes.teacher, sizes.student)
     )
+    tokenizer = word_tokenizer(sizes.vocab_size)
+    return World(name, teacher, student, tokenizer, prompts, responses, sizes.batch_size, sizes.max_response_tokens)
 
 
 def define_world() -> World:
