@@ -22,7 +22,7 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [
         "# Speed: what was reached",
         "",
-        "Made by `python benchmarks/speed/table.py` from the records beside it; the rules are in [README.md](README.md).",
+        "Made by `python benchmarks/speed/table.py` from the records here; the rules are in [README.md](README.md).",
         "Of each ratio the median over n repetitions, with the smallest and the largest.",
         "",
         "| script | row | ratio | n | reached | spread | aim | |",
