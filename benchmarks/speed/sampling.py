@@ -6,6 +6,7 @@ python benchmarks/speed/sampling.py [--write [FILE]] [--quick]
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from assay.models.sampling import response_seed
 from assay.models.seq2seq import Seq2SeqModel
 
 SHAPES = {"GPT-2 2×128": ("gpt2", 2, 128), "T5 2×128": ("t5", 2, 128), "Llama 4×256": ("llama", 4, 256)}
-LIMIT = 32
+SMALLEST, LIMIT = "GPT-2 2×128", 32
 AIMS = {1024: "≥ 3", 32_000: "≥ 5"}
 
 
@@ -29,22 +30,20 @@ def rows(repetitions: int, quick: bool) -> Iterator[Row]:
     """Every shape at every vocabulary and batch of the rules, and the student that ships with assay."""
     if quick:
         for name, shape in SHAPES.items():
-            model = measure.random_model(*shape, 64)
-            yield row(name, model, measure.random_prompts(4, 64), 4, repetitions)
+            yield row(name, measure.random_model(*shape, 64), measure.random_prompts(4, 64), 4, repetitions)
         return
+    batches = {32: 2 * repetitions + 1, 256: repetitions}
     define = measure.define_world()
-    prompts = measure.quickstart_workspace().prompts("held_out", 256)
-    for batch_size in (32, 256):
-        name = f"define, batch {batch_size}"
-        yield row(name, define.student, prompts[:batch_size], define.max_response_tokens, repetitions)
-    for vocab_size, (name, shape) in ((v, s) for v in AIMS for s in SHAPES.items()):
+    prompts = measure.quickstart_workspace().prompts("held_out", max(batches))
+    for batch_size, n in batches.items():
+        yield row(f"define, batch {batch_size}", define.student, prompts[:batch_size], define.max_response_tokens, n)
+    for vocab_size, (name, shape) in itertools.product(AIMS, SHAPES.items()):
         model = measure.random_model(*shape, vocab_size)
-        for batch_size in (32, 256) if vocab_size == 1024 or name == "GPT-2 2×128" else (32,):
+        in_full = vocab_size == 1024 or name == SMALLEST  # others at 32k have one batch, and no aim
+        for batch_size, n in batches.items() if in_full else [(32, batches[32])]:
             prompts = measure.random_prompts(batch_size, vocab_size)
-            # the aim at 32k is about the smallest model
-            aims = {"speed_over_generate": AIMS[vocab_size]} if vocab_size == 1024 or name == "GPT-2 2×128" else {}
-            title = f"{name}, V {vocab_size // 1000}k, batch {batch_size}"
-            yield row(title, model, prompts, LIMIT, repetitions, aims)
+            aims = {"speed_over_generate": AIMS[vocab_size]} if in_full else {}
+            yield row(f"{name}, V {vocab_size // 1000}k, batch {batch_size}", model, prompts, LIMIT, n, aims)
 
 
 def row(
