@@ -111,7 +111,7 @@ def test_the_table_says_what_is_reached_and_keeps_what_is_not(tmp_path: Path) ->
     rows = [
         {"name": "fast", "figures": {}, "ratios": {"speed": [5.0, 4.0, 6.0]}, "aims": {"speed": "≥ 4"}, "note": ""},
         {"name": "slow", "figures": {}, "ratios": {"speed": [0.5]}, "aims": {"speed": "≥ 4"}, "note": "lost"},
-        {"name": "small", "figures": {}, "ratios": {"memory": [0.1]}, "aims": {"memory": "≤ 0.1"}, "note": ""},
+        {"name": "small", "figures": {}, "ratios": {"memory": [0.05]}, "aims": {"memory": "≤ 0.1"}, "note": ""},
         {"name": "plain", "figures": {}, "ratios": {"speed": [1.0]}, "aims": {}, "note": ""},
         {"name": "absent", "figures": {}, "ratios": {}, "aims": {}, "note": "not installed"},
     ]
@@ -124,7 +124,7 @@ def test_the_table_says_what_is_reached_and_keeps_what_is_not(tmp_path: Path) ->
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| offline.py | fast | speed | 3 | 5 | 4 to 6 | ≥ 4 | reached |" in text
     assert "| offline.py | slow | speed | 1 | 0.5 | 0.5 to 0.5 | ≥ 4 | **not reached**, lost |" in text
-    assert "| offline.py | small | memory | 1 | 0.1 | 0.1 to 0.1 | ≤ 0.1 | reached |" in text
+    assert "| offline.py | small | memory | 1 | 0.05 | 0.05 to 0.05 | ≤ 0.1 | reached |" in text
     assert "| offline.py | plain | speed | 1 | 1 | 1 to 1 |  |  |" in text
     assert "| offline.py | absent | | | | | | not installed |" in text
     assert "the machine was busy" in text
