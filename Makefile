@@ -29,8 +29,11 @@ types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it 
 audit: .venv-audit/.installed  ## known vulnerabilities of the pinned versions; says so when nobody could be asked
 	$(PYTHON) tools/audit.py .venv-audit/bin/pip-audit constraints.txt
 
-bench: .venv/.installed  ## speed on this machine, as ratios
-	$(BIN)/python benchmarks/speed.py
+SPEED := offline on_policy sampling loss_memory machine probe_share growth losses
+
+bench: .venv/.installed-dev  ## speed on this machine, as ratios; BENCH=--write keeps the records, BENCH=--quick is for a look
+	@set -e; for name in $(SPEED); do $(BIN)/python benchmarks/speed/$$name.py $(BENCH); done
+	@if [ "$(BENCH)" = --write ]; then $(BIN)/python benchmarks/speed/table.py; fi
 
 chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and compare what they end in; about a quarter of an hour
 	$(BIN)/python tests/chaos.py --write
