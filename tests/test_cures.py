@@ -249,7 +249,7 @@ def test_interrupted_equals_uninterrupted(tmp_path: Path, cure: dict[str, Any], 
 def test_what_is_saved_is_what_is_evaluated_and_a_plain_model(tmp_path: Path, cure: dict[str, Any]) -> None:
     student = gpt2(2)
     fit(student, mixture(), dataclasses.replace(CONFIG, **cure), checkpoints=tmp_path)
-    (kept,) = tmp_path.iterdir()
+    kept = max(tmp_path.iterdir())
     assert load_model(str(kept)).digest == student.digest
     assert torch.equal(load_model(str(kept)).log_probs(BATCH), student.log_probs(BATCH))
 

@@ -89,7 +89,7 @@ def test_the_train_proxy_walks_on_the_teachers_stored_pairs(run: Path) -> None:
 def test_replay_draws_the_stored_responses_and_costs_no_tokens(run: Path) -> None:
     from safetensors.torch import load_file
 
-    (checkpoint,) = (run / "arms" / "cured" / "checkpoints").iterdir()
+    checkpoint = max((run / "arms" / "cured" / "checkpoints").iterdir())
     state = load_file(checkpoint / "training.safetensors")
     oracle = read_responses(run / "stage1" / "oracle-0.parquet")
     lengths = state["source.1.stored"][:, 6].tolist()

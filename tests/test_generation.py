@@ -38,7 +38,7 @@ def prompts_file(path: Path, number: int, seed: int = 0) -> Path:
     with path.open("w") as file:
         for n in range(number):
             prompt = "".join(draw.choices(LETTERS[1:], k=draw.randrange(1, 9)))
-            file.write(json.dumps({"prompt": prompt, "id": f"../{n}", "group": n // 2}) + "\n")
+            file.write(json.dumps({"prompt": prompt, "id": f"p{n}", "group": n // 2}) + "\n")
     return path
 
 

@@ -316,7 +316,7 @@ def test_mutated_responses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["index.json", "signals.safetensors"])
 def test_a_mutated_store_gives_what_was_kept_or_computes_it_again(name: str, tmp_path: Path) -> None:
     model, batch = gpt2(), Batch([(1, 2), (3,)], [(4, 5), (6, 7, 8)])
-    expected = SignalStore(model, tmp_path / "whole", announce=lambda line: None).compute(batch)
+    expected = SignalStore(model, tmp_path / "whole").compute(batch)
     (shard,) = (tmp_path / "whole").glob("*/shard-*")
     content = (shard / name).read_bytes()
 
@@ -327,7 +327,7 @@ def test_a_mutated_store_gives_what_was_kept_or_computes_it_again(name: str, tmp
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         (folder / shard.relative_to(tmp_path / "whole") / name).write_bytes(changed)
-        found = SignalStore(model, folder, announce=lambda line: None).compute(batch)
+        found = SignalStore(model, folder).compute(batch)
         for one, other in zip(found, expected, strict=True):
             assert all(torch.equal(one[key], other[key]) for key in other)
 

@@ -205,7 +205,7 @@ def test_a_folder_that_holds_another_key_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(AssayError, match="cannot write"):
+    with pytest.raises(AssayError, match="cannot make the run folder"):
         SignalStore(gpt2(1), tmp_path / "file")
 
 

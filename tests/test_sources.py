@@ -267,4 +267,4 @@ def test_a_replay_resumes_with_its_responses() -> None:
     assert (replay.counters.generated_tokens, replay.counters.teacher_tokens) == (0, 0)
     for _ in range(2):
         assert again.draw(5, 1, gpt2(2)).response_ids == replay.draw(5, 1, gpt2(2)).response_ids
-    assert again.counters.as_list() == replay.counters.as_list()
+    assert again.counters.as_list()[:3] == replay.counters.as_list()[:3]  # the others are seconds

@@ -51,18 +51,19 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     """
     if out.suffix != ".jsonl" or column in (*COPIED, ""):
         raise AssayError(f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}")
+    rows = read_rows(prompts)  # before anything is written
     runs.prepare_folder(out.parent)
     lock = f".{out.name}.lock"
     with runs.locked(out.parent, lock, "--out (this one is being written)"):
         runs.remove_leftovers_of(out)
-        _write(prompts, out, asked, column)
+        _write(rows, prompts, out, asked, column)
         with runs.readable_errors(out, "write"):
             (out.parent / lock).unlink()
     return out
 
 
-def _write(prompts: Path, out: Path, asked: Asked, column: str) -> None:
-    rows, server = read_rows(prompts), Server(asked.url, asked.server)
+def _write(rows: Sequence[UserRow], prompts: Path, out: Path, asked: Asked, column: str) -> None:
+    server = Server(asked.url, asked.server)
     model = asked.server.model or only_model(server)
     partial = out.with_name(f".{out.name}.partial")
     answers = _taken_up(partial, prompts, asked, model)

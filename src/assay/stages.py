@@ -311,10 +311,10 @@ def _teacher_cache(work: Workspace, arm: ArmConfig, teacher: Teacher) -> tuple[C
             },
             in_memory=not is_large,
         )
-        place = f"in {cache.folder}"
+        place = "in files of the arm" if config.signal_store is None else f"in {cache.folder}"
         if is_large:
             place = f"more than the {SIGNALS_IN_MEMORY_BYTES / 1e9:.1f} GB that an arm keeps in memory, so {place}"
-    return cache, f"signals of {teacher.name}: {cache.kind_and_reason}; {most / 1e6:,.1f} MB at most {place}"
+    return cache, f"signals of the teacher: {cache.kind_and_reason}; {most / 1e6:,.1f} MB at most {place}"
 
 
 def _source(

@@ -6,7 +6,6 @@ submitted is a function of this package and plain values.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -135,26 +134,12 @@ def _start_worker(messages: Any) -> None:
     _messages = messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends the workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _keep_freed_memory()
+    # Every step frees its large arrays and asks for as much again, which the system then has to clear first: four times
+    # faster in pages of 2 MB, where it has them. torch reads this once.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
     torch.set_num_threads(1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library keep up to 2 GB of freed memory, where it is glibc.
-
-    Every step frees what it had and asks for as much again. By default large blocks go back to the system each time,
-    which then hands out pages that it has to clear first: up to half of a step's time at a vocabulary of 32,000.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once: pages of 2 MB where the system has them
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_MMAP_MAX, 0)
 
 
 def _die_with_parent() -> None:
