@@ -35,7 +35,7 @@ from test_answers import ChatApi
 from test_experiment import small
 
 OUT = Path(__file__).parent.parent / "benchmarks" / "chaos" / "results.md"
-TIMES = {"seconds", "wall_seconds", "stage_seconds", "started_at"}
+TIMES = {"seconds", "wall_seconds", "stage_seconds", "worker_seconds", "started_at"}
 NUM_PROMPTS = 120
 """That the scenario "answers" asks about."""
 
