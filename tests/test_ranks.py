@@ -26,7 +26,7 @@ from assay.validation import validate
 from command_line import assay
 from ranks_in_step import MODELS, PROMPTS, SPREAD, fitted
 from runs_in_process import run_in_process
-from test_experiment import small
+from test_experiment import small, without_times
 
 TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -307,6 +307,10 @@ def test_a_killed_run_is_resumed_by_two_ranks_or_by_one(
     found, expected = (runs.read_records(f / "metrics.jsonl") for f in (folder, two))
     assert_same(found, expected)
     assert_same_responses(folder, two)
+    if num_ranks == 2:
+        assert [without_times(r) for r in found] == [without_times(r) for r in expected]
+        for name in ("probe", "responses"):
+            assert pq.read_table(folder / f"{name}.parquet").equals(pq.read_table(two / f"{name}.parquet"))
 
 
 def test_commands_of_one_process_are_refused_under_a_launcher() -> None:

@@ -13,6 +13,7 @@ from assay.config import ArmConfig, SourceConfig, TrainingConfig
 from assay.data.sources import Counters, Mixture, ResponseSource
 from assay.divergences import DIVERGENCES
 from assay.errors import AssayError
+from assay.models.cached import CachedLogProbs, Kept
 from assay.models.causal import CausalModel
 from assay.recipes import get_recipe
 from assay.training import distillation_loss
@@ -268,3 +269,35 @@ def test_a_replay_resumes_with_its_responses() -> None:
     for _ in range(2):
         assert again.draw(5, 1, gpt2(2)).response_ids == replay.draw(5, 1, gpt2(2)).response_ids
     assert again.counters.as_list()[:3] == replay.counters.as_list()[:3]  # the others are seconds
+
+
+class RememberedBatches(CachedLogProbs):
+    """Keeps which responses the teacher was given together."""
+
+    def __init__(self, model: CausalModel) -> None:
+        super().__init__(model)
+        self.batches: list[list[tuple[int, ...]]] = []
+
+    def compute(self, batch: Batch, batch_size: int = 64) -> list[Kept]:
+        self.batches.append([(*p, *r) for p, r in zip(batch.prompt_ids, batch.response_ids, strict=True)])
+        return super().compute(batch, batch_size)
+
+
+def test_a_resumed_source_scores_again_in_the_same_batches() -> None:
+    """A law depends in its last bits on the batch that it is computed in, and another grouping would be another run."""
+    caches = [RememberedBatches(gpt2(1)) for _ in range(2)]
+    whole, resumed = (source(SourceConfig("teacher"), cache=cache, completions_per_prompt=2) for cache in caches)
+    for step in range(3):  # 15 of 16 pairs, so that the batches of the next pass are others
+        whole.draw(5, step, gpt2(2))
+    resumed.load_state(whole.state())
+    first = list(caches[0].batches)
+    for step in range(3, 7):
+        drawn, expected = resumed.draw(5, step, gpt2(2)), whole.draw(5, step, gpt2(2))
+        assert drawn.response_ids == expected.response_ids
+        assert isinstance(drawn.signal, Dense)
+        assert isinstance(expected.signal, Dense)
+        assert torch.equal(drawn.signal.log_p_NV, expected.signal.log_p_NV)
+    fresh = caches[0].batches[len(first) :]
+    assert sorted(map(len, first)) == [5, 5, 5]
+    assert sorted(caches[1].batches) == sorted(first + fresh)
+    assert resumed.counters.teacher_tokens == whole.counters.teacher_tokens

@@ -179,7 +179,7 @@ def test_a_frozen_set_reads_from_files_what_memory_has(kind: str, tmp_path: Path
 def test_the_word_on_a_response_that_is_never_met_again_is_not_held(unit: str) -> None:
     fresh = source(gpt2(1), refresh_every=1, refresh_unit=unit)
     fresh.draw(4, 0, gpt2(2))
-    assert all(stored.kept is None and stored.scored for stored in fresh._stored.values())
+    assert all(stored.kept is None and stored.scored_at for stored in fresh._stored.values())
     twice = source(gpt2(1), refresh_every=2, refresh_unit=unit)
     twice.draw(4, 0, gpt2(2))
     assert all(stored.kept is not None for stored in twice._stored.values())

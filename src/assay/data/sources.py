@@ -59,7 +59,7 @@ class _Stored:
     num_draws: int = 0  # of the pair, ever
     num_uses: int = 0  # of this response
     expired: bool = False  # to be written anew when it is next drawn, whatever the refresh
-    scored: bool = False  # by the teacher, hence counted; ``kept`` itself is not in a checkpoint
+    scored_at: int = 0  # rows drawn when the teacher scored it, hence counted; ``kept`` itself is not in a checkpoint
     kept: Kept | None = None
 
 
@@ -189,7 +189,7 @@ class ResponseSource:
         """All that a resumed run needs to go on with the same responses in the same order."""
         stored = sorted(self._stored.items())
         numbers = [
-            (pair, s.num_draws, s.num_uses, s.expired, s.scored, s.response.writer_step, len(s.response.token_ids))
+            (pair, s.num_draws, s.num_uses, s.expired, s.scored_at, s.response.writer_step, len(s.response.token_ids))
             for pair, s in stored
         ]
         return {
@@ -203,7 +203,7 @@ class ResponseSource:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state made by ``state``; the teacher's cached word is computed again when first needed."""
+        """Take up a state made by ``state``; what the teacher said is computed again when first needed, bit for bit."""
         self.rows_drawn = int(state["rows_drawn"])
         self.completions_per_prompt, self._num_additions, self._rows_before = state["pairs"].tolist()
         self._epochs_before = float(state["epochs_before"])
@@ -214,9 +214,9 @@ class ResponseSource:
         lengths = state["stored"][:, 6].tolist()
         token_ids = state["token_ids"].split(lengths) if lengths else []
         for row, seed, tokens in zip(state["stored"].tolist(), seeds, token_ids, strict=True):
-            pair, num_draws, num_uses, expired, scored, writer_step, _ = row
+            pair, num_draws, num_uses, expired, scored_at, writer_step, _ = row
             response = self._response(pair, tuple(tokens.tolist()), seed, writer_step)
-            self._stored[pair] = _Stored(response, num_draws, num_uses, bool(expired), bool(scored))
+            self._stored[pair] = _Stored(response, num_draws, num_uses, bool(expired), scored_at)
 
     def _pair_at(self, row: int) -> int:
         epoch, position = divmod(row - self._rows_before, self.num_pairs)
@@ -297,21 +297,34 @@ class ResponseSource:
             return Batch(batch.prompt_ids, batch.response_ids, law(batch, self._models["teacher"]))
         started = time.perf_counter()
         kept = {pair: self._stored[pair].kept for pair in pairs}
-        unscored = [pair for pair, value in kept.items() if value is None]
-        if unscored:
+        for group in self._to_score([pair for pair, value in kept.items() if value is None]):
             fresh = Batch(
-                [self._prompt_of(pair).token_ids for pair in unscored],
-                [self._stored[pair].response.token_ids for pair in unscored],
+                [self._prompt_of(pair).token_ids for pair in group],
+                [self._stored[pair].response.token_ids for pair in group],
             )
-            for pair, value in zip(unscored, self._cache.compute_together(fresh), strict=True):
+            for pair, value in zip(group, self._cache.compute_together(fresh), strict=True):
                 stored = self._stored[pair]
-                self.counters.teacher_tokens += 0 if stored.scored else len(stored.response.token_ids)
-                kept[pair], stored.scored = value, True
+                self.counters.teacher_tokens += 0 if stored.scored_at else len(stored.response.token_ids)
+                kept[pair], stored.scored_at = value, stored.scored_at or self.rows_drawn
                 if self._cache.in_memory and self.config.refresh_every != 1:  # else it is never met again
                     stored.kept = value
         signal = self._cache.signal([kept[pair] for pair in pairs])  # type: ignore[misc]
         self.counters.teacher_seconds += time.perf_counter() - started
         return Batch(batch.prompt_ids, batch.response_ids, signal)
+
+    def _to_score(self, pairs: Sequence[int]) -> list[list[int]]:
+        """These pairs, as they go to the teacher together.
+
+        A resumed run has to score again what is held in memory, and a law depends in its last bits on the batch that it
+        is computed in: so every pair comes with all those that it was first scored with.
+        """
+        assert self._cache is not None
+        if not self._cache.in_memory:
+            return [sorted(pairs)] if pairs else []
+        never = sorted(pair for pair in pairs if self._stored[pair].scored_at == 0)
+        again = sorted({self._stored[pair].scored_at for pair in pairs} - {0})
+        together = [[pair for pair, s in sorted(self._stored.items()) if s.scored_at == at] for at in again]
+        return [group for group in (never, *together) if group]
 
 
 def one_hot(batch: Batch, model: LanguageModel | ListingModel) -> Dense:
