@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "tools" / "audit.py"
+from scripts import loaded
 
 
 @pytest.fixture(scope="module")
-def audit() -> Any:
-    spec = importlib.util.spec_from_file_location("audit", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def audit() -> ModuleType:
+    return loaded("tools/audit.py")
 
 
 CLEAN = {"name": "numpy", "version": "2.0", "vulns": []}

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "cures.py"
+from scripts import loaded
 
 
 @pytest.fixture(scope="module")
 def cures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cures_benchmark", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cures_benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/cures.py")
 
 
 NOISE = np.random.default_rng(0).normal(0, 3, 200)
@@ -127,13 +119,8 @@ def test_the_policy_keeps_its_promise_in_worlds_that_it_was_not_designed_on(cure
 def test_the_guidelines_are_those_of_the_committed_results(
     cures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    spec = importlib.util.spec_from_file_location("guidelines", SCRIPT.with_name("guidelines.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    guidelines = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "guidelines", guidelines)
-    spec.loader.exec_module(guidelines)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")  # it imports its neighbours
+    guidelines = loaded("benchmarks/guidelines.py")
     committed = guidelines.OUT.read_text()
     monkeypatch.setattr(guidelines, "OUT", tmp_path / "guidelines.md")
     guidelines.write()

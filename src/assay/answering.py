@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -93,7 +92,7 @@ def _taken_up(partial: Path, prompts: Path, asked: Asked, model: str) -> dict[st
     """The answers of an interrupted command, whose first record says what was asked for."""
     key = digest_of(
         [
-            hashlib.sha256(prompts.read_bytes()).hexdigest(),
+            runs.file_digest(prompts),
             *(asked.url, model, asked.number, asked.max_tokens, asked.sampling_temperature, asked.seed),
         ]
     )

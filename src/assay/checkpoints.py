@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 import time
@@ -80,7 +79,7 @@ def save_checkpoint(folder: Path, learner: Learner, optimizer: AdamW, source: St
         save_model(learner.student, path)
         (path / "training.safetensors").write_bytes(save(tensors))
         (path / "training.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-        digests = {name: _digest(path / name) for name in _READ_AGAIN}
+        digests = {name: runs.file_digest(path / name) for name in _READ_AGAIN}
         (path / "digests.json").write_text(json.dumps(digests), encoding="utf-8")
 
     runs.write_atomically(folder / f"step-{state.step:08d}", write)
@@ -160,7 +159,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], 
         try:
             digests = json.loads((path / "digests.json").read_bytes())
             for name in _READ_AGAIN:
-                if digests[name] != _digest(path / name):
+                if digests[name] != runs.file_digest(path / name):
                     raise _DamagedError(f"{name} is not what was written")
             progress = json.loads((path / "training.json").read_bytes())
         except FileNotFoundError as error:
@@ -198,14 +197,6 @@ def _tied_keys(model: PretrainedModel) -> set[str]:
     """Weights that are another weight under a second name (some families tie a part whatever their config says)."""
     state, pairs = model.module.state_dict(), dict(model.module.all_tied_weights_keys)
     return {tied for tied, kept in pairs.items() if state[tied].data_ptr() == state[kept].data_ptr()}
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import shutil
@@ -98,12 +97,7 @@ def generate(
 
 def _survey(prompts: Path) -> tuple[int, str]:
     """How many rows a file has, all of which can be used, and the digest of its bytes."""
-    num_prompts = sum(1 for _ in stream_rows(prompts))
-    total = hashlib.sha256()
-    with prompts.open("rb") as file:
-        while block := file.read(2**16):
-            total.update(block)
-    return num_prompts, total.hexdigest()[:16]
+    return sum(1 for _ in stream_rows(prompts)), runs.file_digest(prompts)[:16]
 
 
 def _open_manifest(out: Path, config: dict[str, Any]) -> dict[str, Any]:

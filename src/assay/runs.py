@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -196,7 +197,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], *, by_each: bool
 
     ``write`` may make a file or a folder; an old folder is moved away just before the new one takes its name. All of it
     is on the disk before it has its name, and the name before this returns. Nothing is left behind when it fails; what
-    a kill leaves, ``remove_leftovers`` takes away. ``by_each``: every process writes a path of its own, whatever the
+    a kill leaves, ``put_in_order`` takes away. ``by_each``: every process writes a path of its own, whatever the
     others do.
     """
     if by_each:
@@ -262,6 +263,16 @@ def read_table(path: Path) -> pa.Table:
         return pq.read_table(path)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise damaged(path, error) from error
+
+
+def file_digest(*paths: Path) -> str:
+    """SHA-256 of the bytes of files, one after the other, in 64 hex digits; a block at a time. OSError as it comes."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                total.update(block)
+    return total.hexdigest()
 
 
 def damaged(path: Path, error: Exception) -> AssayError:

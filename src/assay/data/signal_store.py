@@ -133,7 +133,7 @@ class SignalStore(CachedLogProbs):
     def _tensors(self, shard: Path, addresses: Sequence[str]) -> list[Kept]:
         device = getattr(self.model, "device", "cpu")  # models in closed form have none
         try:
-            if shard not in self._verified and _digest(shard / _TENSORS) != self._digests[shard]:
+            if shard not in self._verified and runs.file_digest(shard / _TENSORS) != self._digests[shard]:
                 raise _DamagedShard("its digest is another")
             self._verified.add(shard)
             with safe_open(shard / _TENSORS, framework="pt") as tensors:
@@ -203,14 +203,6 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 class _DamagedShard(Exception):
     """A shard is not what was written."""
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _addresses(batch: Batch) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -285,10 +284,7 @@ def corpus_digest(task: Task) -> str:
 
 def _digest(path: Path) -> str:
     try:
-        total = hashlib.sha256()
-        for file in shard_paths(path) if is_sharded(path) else [path]:
-            total.update(file.read_bytes())
-        return total.hexdigest()[:16]
+        return runs.file_digest(*(shard_paths(path) if is_sharded(path) else [path]))[:16]
     except OSError as error:
         raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
