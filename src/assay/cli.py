@@ -67,6 +67,15 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``assay`` command."""
+    try:
+        _main(arguments)
+    except SystemExit as ended:
+        ranks.end(ended.code)
+        raise
+    ranks.end(None)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -104,7 +113,6 @@ def _in_company(given: Sequence[str]) -> Iterator[None]:
             quiet.enter_context(contextlib.redirect_stdout(nowhere))
             quiet.enter_context(contextlib.redirect_stderr(nowhere))
         yield
-    ranks.end()
 
 
 def _dispatch(given: Sequence[str]) -> None:

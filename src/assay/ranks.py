@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -73,15 +74,20 @@ def start() -> None:
     runs.let_one_write(_write_for_all)
 
 
-def end() -> None:
-    """Parts from the other ranks, at the end of all."""
-    global _rank, _num_ranks, _owns_group
-    if _owns_group:
-        import torch.distributed as dist
+def end(code: str | int | None) -> None:
+    """Parts from the other ranks and ends this process with exit code ``code``, if ``start`` has made the group.
 
-        dist.destroy_process_group()
-        runs.let_one_write(None)
-        _rank, _num_ranks, _owns_group = 0, 1, False
+    At once, without the interpreter's shutdown: caches of torch (FSDP's meshes, defaults of torch.distributed.nn) keep
+    the group's threads alive beyond ``destroy_process_group``, and one that is still at work then ends in SIGABRT.
+    """
+    if not _owns_group:
+        return
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def leave() -> None:
