@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-server lint types audit bench chaos clean
+.PHONY: quickstart test test-slow test-server lint types hooks check-hooks wheel release-notes audit bench chaos clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -25,6 +25,21 @@ lint: .venv/.installed-dev  ## style and layers
 
 types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
 	$(BIN)/pyright
+
+hooks: .venv/.installed-dev  ## check style, types, spelling, sizes and pins before every commit
+	$(BIN)/pre-commit install
+
+check-hooks: .venv/.installed-dev  ## what the hooks say of all files
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+wheel: .venv/.installed-dev  ## build dist/, then install and try the wheel in a clean environment
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python tools/try_wheel.py dist/*.whl constraints.txt
+
+release-notes:  ## whether TAG=v1.2.3 may be released; its section of the changelog goes to dist/NOTES.md
+	mkdir -p dist
+	$(PYTHON) tools/check_release.py "$(TAG)" > dist/NOTES.md
 
 audit: .venv-audit/.installed  ## known vulnerabilities of the pinned versions; says so when nobody could be asked
 	$(PYTHON) tools/audit.py .venv-audit/bin/pip-audit constraints.txt
@@ -53,4 +68,4 @@ chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and com
 	touch $@
 
 clean:
-	rm -rf .venv .venv-audit runs
+	rm -rf .venv .venv-audit dist runs
