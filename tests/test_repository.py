@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Collection
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from scripts import loaded
 
@@ -108,6 +114,43 @@ def test_a_pin_out_of_step_is_refused(pins: Any, tmp_path: Path, old: str, new: 
     (tmp_path / "pyproject.toml").write_text(PROJECT, encoding="utf-8")
     (tmp_path / "constraints.txt").write_text(PINS.replace(old, new), encoding="utf-8")
     assert pins.main(str(tmp_path)) == 1
+
+
+def installed(names: Collection[str]) -> dict[str, Distribution]:
+    """These packages and all that they need, by their canonical names, as they are installed here."""
+    here = {canonicalize_name(found.name): found for found in distributions()}
+    found: dict[str, Distribution] = {}
+    todo = [Requirement(name) for name in names]
+    while todo:
+        requirement = todo.pop()
+        name = canonicalize_name(requirement.name)
+        extras = {"", *requirement.extras}
+        if name in found and not requirement.extras:
+            continue
+        assert name in here, f"{name} is not installed: run make test, or pip install -c constraints.txt -e '.[dev]'"
+        found[name] = here[name]
+        for needed in map(Requirement, here[name].requires or []):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                needed.marker = None
+                todo.append(needed)
+    return found
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt was written with Python 3.11")
+def test_what_dependencies_need_is_pinned_too_and_pins_fit_the_pythons_they_are_for(pins: Any) -> None:
+    project = pins.tomllib.loads(text("pyproject.toml"))["project"]
+    needed = installed([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    pinned = [Requirement(line) for line in text("constraints.txt").splitlines() if not line.startswith("#")]
+    # setuptools comes with many a Python, in a version of its own
+    assert set(needed) - {canonicalize_name(pin.name) for pin in pinned} <= {"setuptools"}
+    for pin in pinned:
+        found = needed.get(canonicalize_name(pin.name))
+        if found is None or not pin.specifier.contains(found.version):
+            continue
+        for python in pins.PYTHONS:
+            if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+                allowed = SpecifierSet(found.metadata["Requires-Python"] or "")
+                assert allowed.contains(f"{python}.99"), f"{pin} needs Python {allowed}: give the pin a marker"
 
 
 @pytest.mark.parametrize(

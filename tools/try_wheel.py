@@ -52,19 +52,18 @@ def main(wheel: str, constraints: str) -> int:
         programs = folder / "venv" / "bin"
         work = folder / "work"
         work.mkdir()
-        install = [programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        commands: list[list[str | Path]] = [
-            [*install, "-c", Path(constraints).resolve(), Path(wheel).resolve()],
-            [programs / "python", "-c", NAMES],
-            *([programs / "assay", *line.split()] for line in COMMANDS),
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pinned = ["-c", str(Path(constraints).resolve()), str(Path(wheel).resolve())]
+        steps = [
+            (f"pip install {Path(wheel).name}", ["python", *install, *pinned]),
+            ("import every public name", ["python", "-c", NAMES]),
+            *((f"assay {line.strip().splitlines()[0]}", ["assay", *line.split()]) for line in COMMANDS),
         ]
-        for command in commands:
-            said = (
-                " ".join(str(part) for part in command[1:3]) if command[1] == "-c" else " ".join(map(str, command[1:]))
-            )
-            print(f"-- {Path(command[0]).name} {said.strip().splitlines()[0]}", flush=True)
+        for step, (program, *arguments) in steps:
+            print(f"-- {step}", flush=True)
+            command = [str(programs / program), *arguments]
             done = subprocess.run(command, cwd=work, env=environment(), capture_output=True, text=True)
-            print("\n".join(done.stdout.strip().splitlines()[-3:]), flush=True)
+            print("".join(f"   {line}\n" for line in done.stdout.strip().splitlines()[-3:]), end="", flush=True)
             if done.returncode != 0:
                 print(f"{done.stdout}\n{done.stderr}\nfailed with exit code {done.returncode}", file=sys.stderr)
                 return done.returncode
