@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import assay
+from command_line import assay_here
 from scripts import loaded
 
 ROOT = Path(__file__).parents[1]
@@ -243,6 +245,11 @@ def test_this_version_is_stated_alike(release: Any) -> None:
     found = release.faults(f"v{version[1]}", text("pyproject.toml"), text("CITATION.cff"), text("CHANGELOG.md"))
     assert [fault for fault in found if not fault.startswith("CHANGELOG.md")] == []
     assert re.search(r"^## \[Unreleased\]$", text("CHANGELOG.md"), re.MULTILINE)
+
+
+def test_the_command_says_its_version(tmp_path: Path) -> None:
+    done = assay_here("--version", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"assay {assay.__version__}\n", "")
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

@@ -32,7 +32,7 @@ run quickstart --out run
 --probe.num-prompts=16 --probe.num-monitored=16 --probe.num-train-pairs=16 --probe.num-evaluations=4
 """
 
-COMMANDS = ("--help", "recipes", "tasks", "bases", RUN, "report run", "compare run", "diagnose run")
+COMMANDS = ("--version", "--help", "recipes", "tasks", "bases", RUN, "report run", "compare run", "diagnose run")
 
 WRITTEN = ("run/report.html", "run/summary.json", "run/metrics.jsonl", "run/manifest.json")
 
