@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-server lint types hooks check-hooks wheel release-notes audit bench chaos clean
+.PHONY: quickstart test test-slow test-server lint types audit bench chaos clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -25,6 +25,8 @@ lint: .venv/.installed-dev  ## style and layers
 
 types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
 	$(BIN)/pyright
+
+.PHONY: hooks check-hooks wheel release-notes help
 
 hooks: .venv/.installed-dev  ## check style, types, spelling, sizes and pins before every commit
 	$(BIN)/pre-commit install
@@ -67,5 +69,8 @@ chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and com
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
+help:  ## this list
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
+
 clean:
-	rm -rf .venv .venv-audit dist runs
+	rm -rf .venv .venv-audit runs
