@@ -24,7 +24,7 @@ lint: .venv/.installed-dev  ## style and layers
 	$(BIN)/lint-imports
 
 types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: hooks check-hooks wheel release-notes help
 
