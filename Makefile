@@ -34,10 +34,12 @@ hooks: .venv/.installed-dev  ## check style, types, spelling, sizes and pins bef
 check-hooks: .venv/.installed-dev  ## what the hooks say of all files
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-wheel: .venv/.installed-dev  ## build dist/, then install and try the wheel in a clean environment
+TRY := $(BIN)/python
+
+wheel: .venv/.installed-dev  ## build dist/, then try the wheel in a clean environment; TRY=python3.10 for another Python
 	rm -f dist/*.whl dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
-	$(BIN)/python tools/try_wheel.py dist/*.whl constraints.txt
+	$(TRY) tools/try_wheel.py dist/*.whl constraints.txt
 
 release-notes:  ## whether TAG=v1.2.3 may be released; its section of the changelog goes to dist/NOTES.md
 	mkdir -p dist

@@ -2,9 +2,9 @@
 
     python tools/try_wheel.py dist/assay-VERSION-py3-none-any.whl constraints.txt
 
-Installs it into a new virtual environment in a temporary folder and, in an empty one, imports every public name, lists
-recipes, tasks and embedded models, runs the smallest run there is, and reads it again. Ends with the exit code of what
-failed, after its output; 0 when all went well.
+Makes a virtual environment of the Python that runs this, in a temporary folder, and installs the wheel there. Then, in
+an empty folder, imports every public name, lists recipes, tasks and embedded models, runs the smallest run there is,
+and reads it again. Ends with the exit code of what failed, after its output; 0 when all went well.
 """
 
 from __future__ import annotations
