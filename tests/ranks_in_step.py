@@ -197,7 +197,7 @@ def main(folder: Path) -> None:
     found["disagreed"] = refused(lambda: ranks.agree("the weather", f"seen from {me}"))
     found["out_of_step"] = refused(lambda: ranks.shared(f"the work of {me}", 2, copy.copy))
     (folder / f"{me}.json").write_text(json.dumps(found))
-    ranks.end()
+    ranks.end(0)
 
 
 def die(folder: Path, how: str) -> None:

@@ -69,6 +69,7 @@ class FrozenSet:
     is_of_a_judge: bool = False
 
     def __post_init__(self) -> None:
+        self._likeliest: dict[tuple[int, int, int], Tensor] = {}  # by first row and tokens of its part
         self.batch = Batch([p.token_ids for p in self.prompts], [r.token_ids for r in self.responses])
         mine = ranks.rows(len(self.batch))
         self._mine = Batch([self.batch.prompt_ids[i] for i in mine], [self.batch.response_ids[i] for i in mine])
@@ -104,7 +105,11 @@ class FrozenSet:
                 else:
                     law = resolved(signal.at(tokens), log_q_NV.device)  # a host may have moved its models since
                     parts.append(forward_kl(*on_same_buckets(law, log_q_NV)))
-                    overlap += top_overlap(law, log_q_NV) if self.metric == "proxy" else 0.0
+                    if self.metric == "proxy":
+                        place = rows[0], tokens.start, tokens.stop
+                        if place not in self._likeliest:  # it costs as much as all else that the overlap needs
+                            self._likeliest[place] = likeliest(law)
+                        overlap += top_overlap(law, log_q_NV, self._likeliest[place].to(log_q_NV.device))
                 if self.metric == "proxy":
                     entropy -= float((log_q_NV.exp() * log_q_NV).sum())
             found[rows] = sum_per_sequence(torch.cat(parts), part.lengths).double().cpu().numpy()
@@ -143,14 +148,20 @@ class FrozenSet:
         return {"teacher_entropy_nats_per_token": entropy / num_tokens if num_partial == 0 else None, **listed}
 
 
-def top_overlap(signal: Dense | TopK, log_q_NV: Tensor) -> float:
+def likeliest(signal: Dense | TopK) -> Tensor:
+    """Where p's ``TOP`` most probable tokens stand among those of the signal, [N, K]: all, where it has fewer."""
+    log_p = signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK
+    return log_p.topk(min(TOP, log_p.shape[1]), dim=1).indices
+
+
+def top_overlap(signal: Dense | TopK, log_q_NV: Tensor, p_NK: Tensor | None = None) -> float:
     """Σ over tokens of the share of p's ``TOP`` most probable tokens that are among as many of q's.
 
-    All of them, where p lists or the vocabulary has fewer.
+    All of them, where p lists or the vocabulary has fewer. ``p_NK`` is ``likeliest(signal)``, where it is known.
     """
-    log_p = signal.log_p_NV if isinstance(signal, Dense) else signal.log_p_NK
-    top = min(TOP, log_p.shape[1])
-    p_NK, q_NK = (log.topk(top, dim=1).indices for log in (log_p, log_q_NV))
+    p_NK = likeliest(signal) if p_NK is None else p_NK
+    top = p_NK.shape[1]
+    q_NK = log_q_NV.topk(top, dim=1).indices
     if isinstance(signal, Dense):
         return float((p_NK[:, :, None] == q_NK[:, None, :]).any(dim=2).sum()) / top
     is_listed_NK = signal.log_p_NK.gather(1, p_NK) > -torch.inf  # a row may be filled up
