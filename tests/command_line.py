@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from assay.__main__ import main
+
+
+def in_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Has rich take what it writes to for a terminal of ``width`` columns without colours."""
+    for name, value in {"TTY_COMPATIBLE": "1", "TERM": "dumb", "COLUMNS": str(width), "LINES": "40"}.items():
+        monkeypatch.setenv(name, value)
 
 
 def assay(*arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

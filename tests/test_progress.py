@@ -13,6 +13,7 @@ from assay.errors import AssayError
 from assay.progress import print_verdicts
 from assay.report.schedule import probe_share
 from assay.report.tables import read_run
+from command_line import in_a_terminal
 from test_report import edit_json, write_run
 
 PAIR = {
@@ -29,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def printed(run: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    monkeypatch.setenv("COLUMNS", str(width))
+    in_a_terminal(monkeypatch, width)
     print_verdicts(run)
     return capsys.readouterr().out.splitlines()
 

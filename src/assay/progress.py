@@ -18,7 +18,7 @@ from assay.report.files import Row
 from assay.report.schedule import time_sentence
 from assay.report.tables import read_run
 from assay.report.words import brackets, comparison, deed, nats, proxy, readable, visible
-from assay.terminal import print_rows
+from assay.terminal import coloured, open_console, print_rows
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a stage says where it stands when the output is not a terminal."""
@@ -62,7 +62,7 @@ def print_verdicts(folder: Path) -> None:
     Raises AssayError when a file of the run is damaged or of another version.
     """
     run = read_run(folder)
-    console = Console(highlight=False, emoji=False)
+    console = open_console()
     print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
     console.print(f"start → best → end in nats per sequence, on held-out prompts; {_legend(run.summary)}")
     for arm in run.summary["arms"]:
@@ -93,7 +93,8 @@ def _verdict_cells(arm: Row) -> tuple[str, ...]:
         for metric in ("golden", "proxy")
     ]
     # Rich takes brackets for markup, in names from files and in intervals alike.
-    return tuple(map(escape, (readable(visible(arm["source"])), readable(arm["verdict"]), hacking, *curves)))
+    name, *others = map(escape, (readable(visible(arm["source"])), hacking, *curves))
+    return (name, coloured(arm["verdict"]), *others)
 
 
 def _policy_lines(arm: Row) -> list[str]:

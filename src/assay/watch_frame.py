@@ -12,6 +12,7 @@ from rich.text import Text
 from assay.diagnostics.trajectory import Floats
 from assay.observation import Observation, Samples, Watched
 from assay.report.words import readable, visible
+from assay.terminal import BAD, GOOD, OPEN, verdict_style
 
 _CURVES = {
     "proxy": ("proxy", "bright_blue"),
@@ -20,8 +21,6 @@ _CURVES = {
     "reference_nll": ("references", "magenta"),
 }
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_GOOD, _BAD, _OPEN = "green", "red", "yellow"
-_VERDICT_STYLES = {"healthy": _GOOD, "undecided": _OPEN, "benign_disagreement": _OPEN}
 _LABEL, _NUMBER, _STEP = 14, 8, 11
 """Cells of a line: the curve's name, each of three numbers, and the step of the lowest value."""
 _SMALLEST_SPAN = 0.02
@@ -131,7 +130,7 @@ def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
 def _troubles(seen: Observation, width: int) -> Iterator[Text]:
     for trouble in seen.troubles:
         for line in textwrap.wrap(visible(trouble), max(width - 2, 10))[:_MOST_TROUBLE]:
-            yield Text(f"! {line}", style=_OPEN)
+            yield Text(f"! {line}", style=OPEN)
 
 
 def _body(seen: Observation, now: float, width: int, curve_height: int, form: str) -> Iterator[Text]:
@@ -161,7 +160,7 @@ def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iter
     verdict = Text("  ").append(_verdict(each), style=_verdict_style(each))
     verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
     if each.alarm_step is not None:
-        verdict.append(f" · alarm from step {each.alarm_step:,}", style=_BAD)
+        verdict.append(f" · alarm from step {each.alarm_step:,}", style=BAD)
     yield verdict
     yield from (Text(f"  {text}", style="dim") for text in each.deeds)
 
@@ -184,7 +183,7 @@ def _curve_lines(
     best = f"{_written(float(values[lowest]), values):>{_NUMBER}} at {step_of(float(steps[lowest]))}"
     whole = Text(f"  {label:<{_LABEL - 2}}").append(line, style=colour)
     whole.append(f"{_written(last, values):>{_NUMBER}}", style="bold")
-    whole.append(f"{change:>{_NUMBER}}", style={"−": _GOOD, "+": _BAD}.get(change[0], ""))
+    whole.append(f"{change:>{_NUMBER}}", style={"−": GOOD, "+": BAD}.get(change[0], ""))
     yield whole.append(best, style="dim")
 
 
@@ -230,10 +229,10 @@ def _verdict(each: Watched) -> str:
 def _verdict_style(each: Watched) -> str:
     if each.diagnosis is None or each.log is None:
         return "dim"
-    style = _VERDICT_STYLES.get(each.diagnosis.verdict, _BAD)
+    style = verdict_style(each.diagnosis.verdict)
     # Golden may rise a little at first in every arm, and fall again.
     by_golden = each.log.trajectory.get("golden") is not None
-    return _OPEN if style == _BAD and by_golden and not each.is_finished else style
+    return OPEN if style == BAD and by_golden and not each.is_finished else style
 
 
 def _written(value: float, column: Floats, signed: bool = False) -> str:

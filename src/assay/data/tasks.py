@@ -320,14 +320,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "assay" / "tasks"
 
 
-def describe_tasks() -> list[str]:
-    """A line for every named task: what ships, and what is fetched (and whether it already is)."""
-    lines = []
-    for task in TASKS.values():
-        here = "is here" if _corpus_path(task).exists() and _facts_path(task).exists() else "is not here yet"
-        origin = "ships" if task.fetch is None else f"fetched; {here}"
-        lines.append(f"{task.name:21} {origin:26} {task.template!r} -> {task.reference}; licence: {task.licence}")
-    return lines
+def describe_tasks() -> list[dict[str, Any]]:
+    """Every named task: what ships, what is fetched and whether it already is, and what a row of it becomes."""
+    return [
+        {
+            "name": task.name,
+            "ships": task.fetch is None,
+            "here": _corpus_path(task).exists() and _facts_path(task).exists(),
+            "template": task.template,
+            "reference": task.reference,
+            "licence": task.licence,
+        }
+        for task in TASKS.values()
+    ]
 
 
 def _corpus_path(task: Task) -> Path:

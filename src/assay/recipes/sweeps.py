@@ -127,6 +127,22 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
     return lines + plan_lines(left, speed, count)
 
 
+def document(plan: Plan, folder: Path, cost: Sequence[str], page: Path | None = None) -> dict[str, Any]:
+    """What a sweep is and, with the ``page`` that it ended in, what it has found; schema ``assay.sweep/1``."""
+    found: dict[str, Any] = {
+        "schema": "assay.sweep/1",
+        "sweep": plan.name,
+        "cost": list(cost),
+        "runs": [str(run_folder(experiment, folder).resolve()) for experiment in plan.experiments.values()],
+        "finding": None,
+        "path": None,
+    }
+    if page is None:
+        return found
+    finding = None if plan.study is None else runs.read_json(page.parent / "result.json")
+    return found | {"finding": finding, "path": str(page.resolve())}
+
+
 def carry_out(
     plan: Plan,
     folder: Path,
