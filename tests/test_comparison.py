@@ -20,6 +20,7 @@ from assay.comparison_table import print_comparison
 from assay.errors import AssayError
 from assay.results import summarise_arm
 from assay.statistics import Interval
+from command_line import in_a_terminal
 from test_experiment import small
 from test_report import edit_json
 

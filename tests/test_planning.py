@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from assay.cli import main
+from command_line import in_a_terminal
 from test_cli import assay
 
 WORLD = {

@@ -40,6 +40,7 @@ from assay.integrations.log_sheet import meaning_of
 from assay.integrations.trainer_callback import LOGGED
 from assay.models.bases import base_path
 from assay.models.in_memory import adapted, left_as_found, unwrapped
+from assay.output import Output
 from tiny_models import gpt2
 
 STEPS = 12

@@ -94,7 +94,10 @@ def _judged(log: Log, golden: str | None) -> Case | None:
     for entry in summary["arms"]:
         if entry["source"] == log.arm:
             if entry["verdict"] not in _MEANING:
-                raise AssayError(f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged")
+                raise AssayError(
+                    f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged: "
+                    "delete it, and repeat the command that made the run"
+                )
             onset = entry["onset_step"]
             return Case(entry["verdict"], visible(entry["reason"]), float(entry["best_step"]),
                         None if onset is None else float(onset))  # fmt: skip
@@ -112,7 +115,9 @@ def _judged_in_a_host(path: Path) -> Case | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise runs.damaged(path, error) from error
     if case.name not in _MEANING:
-        raise AssayError(f"{str(path)!r} has an unknown verdict, the file is damaged")
+        raise AssayError(
+            f"{str(path)!r} has an unknown verdict, the file is damaged: delete it, and the log alone is judged"
+        )
     return case
 
 

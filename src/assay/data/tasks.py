@@ -286,7 +286,9 @@ def _digest(path: Path) -> str:
     try:
         return runs.file_digest(*(shard_paths(path) if is_sharded(path) else [path]))[:16]
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise AssayError(
+            f"cannot read {str(path)!r}: {error.strerror or error}; see that the file is there and may be read"
+        ) from error
 
 
 def fetch_corpus(task: Task) -> Path:
@@ -300,7 +302,10 @@ def fetch_corpus(task: Task) -> Path:
     print(f"assay: fetching task {task.name!r} once, into {path}", file=sys.stderr, flush=True)
     rows, facts = task.fetch()
     if not rows:
-        raise AssayError(f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept")
+        raise AssayError(
+            f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept: "
+            "give a .jsonl file instead"
+        )
     try:
         table = pa.Table.from_pylist(rows)
     except pa.ArrowException as error:

@@ -77,7 +77,7 @@ def _of_study(study: Study, scale: str, seeds: Sequence[int] | None, worlds: Seq
             raise unknown_name(f"world of scale {scale!r}", world, known)
     chosen = list(seeds or (study.seeds if scale == "tiny" else THREE_SEEDS))
     if len(set(chosen)) < len(chosen) or len(set(worlds)) < len(worlds):
-        raise AssayError("a seed or a world is given twice")
+        raise AssayError("a seed or a world is given twice: give each once")
     return experiments_of(study, {world: known[world] for world in worlds or known}, chosen)
 
 
@@ -93,7 +93,9 @@ def _read_axes(axes: Sequence[str]) -> dict[str, list[Any]]:
         try:
             found[name] = [yaml.safe_load(value) for value in values.split(",") if value.strip()]
         except yaml.YAMLError as error:
-            raise AssayError(f"axis {text!r}: {str(error).splitlines()[0]}") from error
+            raise AssayError(
+                f"axis {text!r}: {str(error).splitlines()[0]}; write field=A,B, such as distillation.num_prompts=64,256"
+            ) from error
     return found
 
 
