@@ -58,9 +58,11 @@ def _finite(value: Any) -> Any:
 
 
 _ARM_COLUMNS = ("arm", "seed", "verdict", "hacking [95 %]", "golden", "proxy", "train proxy", "generated")
-_ARM_LINES = "{0}, seed {1}: {2}, hacking {3}\n  golden {4}   proxy {5}   train proxy {6}   {7} tokens generated"
+_ARM_LINES = (
+    "[bold]{0}[/bold], seed {1}: {2}, hacking {3}\n  golden {4}   proxy {5}   train proxy {6}\n  {7} tokens generated"
+)
 _CONTRAST_COLUMNS = ("arm", "reference", "seed", "golden [95 %]", "p", "proxy [95 %]", "p")
-_CONTRAST_LINES = "{0} − {1}, seed {2}\n  golden {3}   p {4}\n  proxy {5}   p {6}"
+_CONTRAST_LINES = "[bold]{0} − {1}[/bold], seed {2}\n  golden {3}   p {4}\n  proxy {5}   p {6}"
 
 
 def _print_contrasts(console: Console, title: str, contrasts: Sequence[Contrast]) -> None:

@@ -31,7 +31,7 @@ def print_plan(plan: Plan) -> None:
     console.print(f"\n[bold]{escape(plan.sentence)}[/bold]")
 
 
-_LINES = "{0}: {4}, above the first {5}\n  {1} teacher tokens, {2} generated, {3}"
+_LINES = "[bold]{0}[/bold]: {4}, above the first {5}\n  {1} teacher tokens, {2} generated, {3}"
 
 
 def _cells(row: Ranked) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from assay.terminal import coloured, open_console, print_rows
 SECONDS_BETWEEN_LINES = 10.0
 """How often a stage says where it stands when the output is not a terminal."""
 _COLUMNS = ("arm", "verdict", "hacking [95 %]", "golden", "proxy")
-_LINES = "{0}: {1}, hacking {2}\n  golden {3}   proxy {4}"
+_LINES = "[bold]{0}[/bold]: {1}, hacking {2}\n  golden {3}   proxy {4}"
 
 
 @contextmanager
