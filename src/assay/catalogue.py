@@ -89,7 +89,7 @@ def tasks(
     from assay.data.tasks import describe_tasks, fetch_corpus, get_task
     from assay.data.user_text import leakage_report
     from assay.report.words import visible
-    from assay.terminal import open_console, print_pairs
+    from assay.terminal import open_console, print_lines, print_pairs
 
     if action == "list":
         found = describe_tasks()
@@ -98,7 +98,7 @@ def tasks(
         def text() -> None:
             console = open_console()
             print_pairs(console, [(task["name"], _task_line(task)) for task in found], 21)
-            console.print(own)
+            print_lines([own])
 
         output.answer({"schema": "assay.tasks/1", "tasks": found}, text)
         return
@@ -113,7 +113,7 @@ def tasks(
             )
         found = leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle)
         document = {"schema": "assay.tasks_check/1", **dataclasses.asdict(found)}
-        output.answer(document, lambda: print("\n".join(map(visible, found.lines()))))
+        output.answer(document, lambda: print_lines([visible(line) for line in found.lines()]))
     else:
         path = fetch_corpus(get_task(target))
         output.answer({"schema": "assay.path/1", "path": str(path)}, lambda: None, path)

@@ -56,7 +56,7 @@ def sweep(
     """
     from assay.recipes import sweeps
     from assay.runs import say
-    from assay.terminal import print_finding
+    from assay.terminal import print_finding, print_lines
 
     if engine == "local" and cluster != RayConfig():
         raise AssayError("an address, resources, retries and placement belong to --engine ray")
@@ -64,7 +64,7 @@ def sweep(
     plan = sweeps.plan(target, axes, seeds, worlds, scale)
     cost = sweeps.cost(plan, runs, workers, flops_per_second)
     if not output.json and not output.quiet:
-        print("\n".join(cost), flush=True)  # before hours of runs
+        print_lines(cost)  # before hours of runs
     if dry_run:
         output.answer(sweeps.document(plan, runs, cost), lambda: None)
         return
@@ -103,12 +103,13 @@ def plan(
     from assay import planning
     from assay.plan_table import print_plan
     from assay.runs import say
+    from assay.terminal import print_lines
 
     request = planning.read_request(target, teacher_tokens, pool, metric, seed, tokens, price_per_hour)
     planning.check_pool(request, runs)
     if dry_run:
         cost = planning.cost_lines(request, runs)
-        output.answer({"schema": "assay.plan_cost/1", "cost": cost}, lambda: print("\n".join(cost)))
+        output.answer({"schema": "assay.plan_cost/1", "cost": cost}, lambda: print_lines(cost))
         return
     found = planning.plan(request, runs, workers, say)
     output.answer(found.to_dict(), lambda: print_plan(found))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.markup import escape
-from rich.padding import Padding
 
 from assay import runs
 from assay.diagnostics.detector import Diagnosis, diagnose
@@ -18,7 +17,7 @@ from assay.output import Output
 from assay.report.diagnosis import write_diagnosis
 from assay.report.files import read_summary
 from assay.report.words import readable, visible
-from assay.terminal import open_console, verdict_style
+from assay.terminal import open_console, print_under, verdict_style
 
 _MEANING = {
     "healthy": "no sign that the truth has turned",
@@ -66,7 +65,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     since = "" if diagnosis.onset_step is None else f"; it began about step {diagnosis.onset_step:g}"
     console.print(f"keep the checkpoint of step {diagnosis.recommended_step:g}{since}")
     for reason in diagnosis.reasons:
-        console.print(Padding(escape(reason), (0, 0, 0, 2)) if console.is_terminal else escape(f"  {reason}"))
+        print_under(console, escape(reason))
     if diagnosis.law is None:
         console.print(escape(f"law: none, {diagnosis.law_reason}"))
     else:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Column
 
 from assay.doctor.findings import Examination, Finding
 from assay.report.words import readable, visible
-from assay.terminal import BAD, GOOD, NARROWEST_TABLE, OPEN, open_console, open_table
+from assay.terminal import BAD, GOOD, NARROWEST_TABLE, OPEN, open_console, open_table, print_under
 
 _COLOURS = {"pass": GOOD, "note": "cyan", "warning": OPEN, "refuse": f"bold {BAD}", "not_applicable": "dim"}
 _VERDICTS = {"pass": GOOD, "warnings": OPEN, "refuse": BAD}
@@ -26,7 +25,7 @@ def print_examination(examination: Examination) -> None:
     elif console.is_terminal:
         for finding in examination.findings:
             console.print(" ".join(_cells(finding)))
-            console.print(Padding(_text(finding), (0, 0, 0, 2)))
+            print_under(console, _text(finding))
     else:
         for finding in examination.findings:
             code, status, name = _cells(finding)

@@ -66,7 +66,22 @@ def print_rows(console: Console, columns: Sequence[str], rows: Sequence[Sequence
     for first, *others in rows:
         console.print(f"[bold]{first}[/bold]")
         for name, cell in zip(columns[1:], others, strict=True):
-            console.print(Padding(Text.from_markup(f"[dim]{name}:[/dim] {cell}", emoji=False), (0, 0, 0, 2)))
+            print_under(console, f"[dim]{name}:[/dim] {cell}")
+
+
+def print_under(console: Console, markup: str) -> None:
+    """Rich markup below what it belongs to, its lines indented."""
+    if console.is_terminal:
+        console.print(Padding(Text.from_markup(markup, emoji=False), (0, 0, 0, 2), expand=False))
+    else:
+        console.print(f"  {markup}")
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Plain text, a fact a line."""
+    console = open_console()
+    for line in lines:
+        console.print(Text(line))
 
 
 def print_pairs(console: Console, pairs: Sequence[tuple[str, str]], pad: int) -> None:
@@ -77,11 +92,11 @@ def print_pairs(console: Console, pairs: Sequence[tuple[str, str]], pad: int) ->
     elif console.width < NARROWEST_LIST:
         for name, text in pairs:
             console.print(Text(name, style="bold"))
-            console.print(Padding(Text(text), (0, 0, 0, 2)))
+            print_under(console, escape(" ".join(text.split())))
     else:
         grid = Table.grid(Column(no_wrap=True, style="bold"), Column(overflow="fold"), padding=(0, 2, 0, 0))
         for name, text in pairs:
-            grid.add_row(Text(name), Text(text))
+            grid.add_row(Text(name), Text(" ".join(text.split())))
         console.print(grid)
 
 

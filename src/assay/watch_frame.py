@@ -26,6 +26,8 @@ _LABEL, _NUMBER, _STEP = 14, 8, 11
 _SMALLEST_SPAN = 0.02
 """A curve that moves by less than this share of its values is drawn flat: noise is no news."""
 _MOST_TROUBLE = 3
+_NARROW = 60
+"""Cells of a frame below which lowest values and scores are left out."""
 _LAYOUTS = (
     *((height, 6, "whole") for height in (4, 3, 2, 1)),
     (1, 3, "whole"),
@@ -135,8 +137,9 @@ def _troubles(seen: Observation, width: int) -> Iterator[Text]:
 
 def _body(seen: Observation, now: float, width: int, curve_height: int, form: str) -> Iterator[Text]:
     if form != "short" and any(each.log is not None for each in seen.watched):
-        numbers = "".join(f"{name:>{_NUMBER}}" for name in ("now", "change", "lowest"))
-        yield Text(f"{'  over log(1 + step)':<{_LABEL + _room(width)}}{numbers} at step", style="dim")
+        names = ("now", "change") if width < _NARROW else ("now", "change", "lowest")
+        numbers = "".join(f"{name:>{_NUMBER}}" for name in names) + ("" if width < _NARROW else " at step")
+        yield Text(f"{'  over log(1 + step)':<{_LABEL + _room(width)}}{numbers}", style="dim")
     label = max((len(each.name) for each in seen.watched), default=0)
     for each in seen.watched:
         if form == "short" or (form == "short if finished" and each.is_finished):
@@ -157,7 +160,8 @@ def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iter
         return
     for label, colour, values in _curves_of(each):
         yield from _curve_lines(each, label, colour, values, width, curve_height)
-    verdict = Text("  ").append(_verdict(each), style=_verdict_style(each))
+    shown = readable(each.diagnosis.verdict) if width < _NARROW else _verdict(each)
+    verdict = Text("  ").append(shown, style=_verdict_style(each))
     verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
     if each.alarm_step is not None:
         verdict.append(f" · alarm from step {each.alarm_step:,}", style=BAD)
@@ -184,11 +188,12 @@ def _curve_lines(
     whole = Text(f"  {label:<{_LABEL - 2}}").append(line, style=colour)
     whole.append(f"{_written(last, values):>{_NUMBER}}", style="bold")
     whole.append(f"{change:>{_NUMBER}}", style={"−": GOOD, "+": BAD}.get(change[0], ""))
-    yield whole.append(best, style="dim")
+    yield whole if width < _NARROW else whole.append(best, style="dim")
 
 
 def _room(width: int) -> int:
-    return max(width - _LABEL - 3 * _NUMBER - _STEP, 1)
+    numbers = 2 * _NUMBER if width < _NARROW else 3 * _NUMBER + _STEP
+    return max(width - _LABEL - numbers, 1)
 
 
 def _samples(samples: Samples, most: int, width: int) -> Iterator[Text]:
