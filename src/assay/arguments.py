@@ -111,6 +111,20 @@ def _written(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
+def _missing(lines: Sequence[str]) -> str:
+    """The arguments that are missing, each with its help where there are few."""
+    found: list[list[str]] = []
+    for line in lines:
+        if re.match(r" {6}\S", line):
+            found.append([line.strip()])
+        elif found:
+            found[-1].append(line.strip())
+    if len(found) > 2:
+        return ", ".join(name for name, *_ in found)
+    told = [(name, " ".join(text).removesuffix("(required)").strip(" .")) for name, *text in found]
+    return " and ".join(name + (f" ({text})" if text else "") for name, text in told)
+
+
 def _sentence(shown: str, prog: str) -> str:
     """What tyro says in a box of several parts as one sentence: what is wrong, the nearest flag, where help is."""
     parts: list[list[str]] = [[]]
@@ -122,7 +136,7 @@ def _sentence(shown: str, prog: str) -> str:
     named = [line.split()[0] for part in parts for line in part if re.match(r" {6}-", line)]
     first = parts[0][0].strip().removesuffix(".") if parts[0] else "these words cannot be read"
     if first.startswith("Missing from"):
-        what = "missing " + ", ".join(line.strip() for line in parts[0][1:] if re.match(r" {6}\S", line))
+        what = f"missing {_missing(parts[0][1:])}"
     else:
         what = first[:1].lower() + first[1:]
         near = list(dict.fromkeys(named)) if any("Perhaps you meant" in part[0] for part in parts if part) else []

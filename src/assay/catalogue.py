@@ -103,13 +103,13 @@ def tasks(
         output.answer({"schema": "assay.tasks/1", "tasks": found}, text)
         return
     if target is None:
-        wanted = "a file: assay tasks check prompts.jsonl" if action == "check" else "a task: assay tasks fetch xsum"
-        raise AssayError(f"assay tasks {action} needs the name of {wanted}")
+        wanted = "a file: give FILE.jsonl" if action == "check" else "the name of a task: give one of `assay tasks`"
+        raise AssayError(f"assay tasks {action} needs {wanted}")
     if action == "check":
         task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
         if not task.own:
             raise AssayError(
-                f"assay tasks check is for your own text; {target!r} has its own splits: name a .jsonl or .parquet file"
+                f"assay tasks check is for your own text; {target!r} has splits of its own: give a .jsonl file"
             )
         found = leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle)
         document = {"schema": "assay.tasks_check/1", **dataclasses.asdict(found)}

@@ -51,8 +51,7 @@ def load(path: Path) -> Experiment:
         values = yaml.load(content.decode("utf-8"), StrictLoader)  # a SafeLoader
     except OSError as error:
         raise AssayError(
-            f"cannot read config {str(path)!r}: {error.strerror}; "
-            "give the path of a YAML or JSON file, or a recipe of `assay recipes`"
+            f"cannot read config {str(path)!r}: {error.strerror}; give a config file, or a recipe"
         ) from error
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""

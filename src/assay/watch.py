@@ -70,7 +70,7 @@ def look(observer: Observer, mirror: Mirror) -> Observation:
 def _show_once(observer: Observer, mirror: Mirror, console: Console) -> None:
     seen = look(observer, mirror)
     if not seen.watched:
-        raise AssayError("; ".join(seen.troubles))
+        raise AssayError(f"{'; '.join(seen.troubles)}; without --once it is waited for")
     console.print(frame(seen, time.time(), console.width))
 
 

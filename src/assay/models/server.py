@@ -85,7 +85,7 @@ class Server:
         if status != 200:
             raise AssayError(
                 f"the server at {self.url} refuses {path} with status {status}: {self._said(response)}"
-                + (f" ({advice})" if advice else "")
+                + (f" ({advice})" if advice else "; see what it says in its own log")
             )
         try:
             return response.json()
