@@ -49,7 +49,8 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     """
     if out.suffix != ".jsonl" or column in (*COPIED, ""):
         raise AssayError(
-            f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}; choose another --out or --column"
+            f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}; "
+            "choose another --out or --column"
         )
     rows = read_rows(prompts)  # before anything is written
     runs.prepare_folder(out.parent)

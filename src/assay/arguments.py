@@ -57,8 +57,12 @@ def overview(commands: dict[str, Any], prog: str, given: Sequence[str], descript
 
 
 def plain(text: str) -> str:
-    """Help without boxes and colours: the title of a box as a heading, its lines indented."""
-    lines = []
+    """Help without boxes, rules and colours: the title of a box as a heading, its lines indented."""
+    return "\n".join("" if _RULE.match(line.strip()) else line for line in _unboxed(text)).strip("\n")
+
+
+def _unboxed(text: str) -> list[str]:
+    lines: list[str] = []
     for line in _ESCAPE.sub("", text).splitlines():
         if title := _TITLE.match(line):
             lines.append(f"{title['title']}:")
@@ -68,7 +72,7 @@ def plain(text: str) -> str:
             lines.append(line)
         else:
             lines.append("")
-    return "\n".join(lines).strip("\n")
+    return lines
 
 
 @contextlib.contextmanager
@@ -122,13 +126,13 @@ def _missing(lines: Sequence[str]) -> str:
     if len(found) > 2:
         return ", ".join(name for name, *_ in found)
     told = [(name, " ".join(text).removesuffix("(required)").strip(" .")) for name, *text in found]
-    return " and ".join(name + (f" ({text})" if text else "") for name, text in told)
+    return " and ".join(name + (f" ({text[0].lower()}{text[1:]})" if text else "") for name, text in told)
 
 
 def _sentence(shown: str, prog: str) -> str:
     """What tyro says in a box of several parts as one sentence: what is wrong, the nearest flag, where help is."""
     parts: list[list[str]] = [[]]
-    for line in plain(shown).splitlines()[1:]:
+    for line in _unboxed(shown)[1:]:
         if _RULE.match(line.strip()):
             parts.append([])
         elif line.strip():

@@ -59,7 +59,7 @@ def sweep(
     from assay.terminal import print_finding, print_lines
 
     if engine == "local" and cluster != RayConfig():
-        raise AssayError("an address, resources, retries and placement belong to --engine ray")
+        raise AssayError("an address, resources, retries and placement belong to --engine ray: leave them out")
     ray = cluster if engine == "ray" else None
     plan = sweeps.plan(target, axes, seeds, worlds, scale)
     cost = sweeps.cost(plan, runs, workers, flops_per_second)

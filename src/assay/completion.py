@@ -11,33 +11,24 @@ import tyro
 
 from assay.errors import AssayError
 from assay.recipes import RECIPES
-from assay.recipes.studies import STUDIES
 
 Shell = Literal["bash", "zsh", "fish"]
 
-NAMES = {
-    "run": [*RECIPES],
-    "plan": [*RECIPES],
-    "sweep": [*STUDIES, *RECIPES],
-    "bases": ["list", "build"],
-    "tasks": ["list", "check", "fetch"],
-    "completion": [*get_args(Shell)],
-}
-"""What may stand first after a command, where these are names and not files."""
 _OWN = ("distill", "lab")
 _SPEC = "COMPLETION_SPEC = {"
 _MORE = """
-_commands = COMPLETION_SPEC["subcommands"]
+_commands = COMPLETION_SPEC['subcommands']
 for _name in {own!r}:
-    _known = [_flag for _option in _commands[_name]["options"] for _flag in _option["flags"]]
-    _commands[_name]["options"] += [
-        _option for _option in _commands["run"]["options"] if _option["flags"][0] not in _known
+    _known = [_flag for _option in _commands[_name]['options'] for _flag in _option['flags']]
+    _commands[_name]['options'] += [
+        _option for _option in _commands['run']['options'] if _option['flags'][0] not in _known
     ]
 for _name, _values in {names!r}.items():
-    _commands[_name]["subcommands"] = {{
+    _commands[_name]['subcommands'] = {{
         _value: dict(_commands[_name], description=_value, subcommands={{}}) for _value in _values
     }}
 """
+"""Python in single quotes alone, since fish holds it in double ones."""
 _BASH = """
 # Names before flags, and files where neither is meant.
 _assay() {
@@ -68,6 +59,19 @@ def script(shell: Shell, commands: Mapping[str, Callable[..., Any]]) -> str:
         raise AssayError(
             f"tyro {tyro.__version__} writes no script for {shell} that names can be added to: install tyro 1.0.17"
         )
-    more = _MORE.format(own=_OWN, names=NAMES)
-    lines.insert(places[0] + 1, more)
+    lines.insert(places[0] + 1, _MORE.format(own=_OWN, names=_names()))
     return "\n".join(lines) + (_BASH if shell == "bash" else "")
+
+
+def _names() -> dict[str, list[str]]:
+    """What may stand first after a command, where these are names and not files."""
+    from assay.recipes.studies import STUDIES
+
+    return {
+        "run": [*RECIPES],
+        "plan": [*RECIPES],
+        "sweep": [*STUDIES, *RECIPES],
+        "bases": ["list", "build"],
+        "tasks": ["list", "check", "fetch"],
+        "completion": [*get_args(Shell)],
+    }

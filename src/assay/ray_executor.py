@@ -214,7 +214,7 @@ def _connect(config: RayConfig, num_cpus: int) -> Any:
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AssayError(
-            f"cannot reach Ray at {config.address or 'this machine'!r}: {line}; see that it runs, and give its --address"
+            f"cannot reach Ray at {config.address or 'this machine'!r}: {line}; see that it runs there (--address)"
         ) from error
     own_address = ray.util.get_node_ip_address()
     if config.address is None and not own_address.startswith("127."):

@@ -70,7 +70,8 @@ def look(observer: Observer, mirror: Mirror) -> Observation:
 def _show_once(observer: Observer, mirror: Mirror, console: Console) -> None:
     seen = look(observer, mirror)
     if not seen.watched:
-        raise AssayError(f"{'; '.join(seen.troubles)}; without --once it is waited for")
+        why = "; ".join(trouble.removesuffix(": waiting for it") for trouble in seen.troubles)
+        raise AssayError(f"{why}; give another path, or leave out --once to wait")
     console.print(frame(seen, time.time(), console.width))
 
 
