@@ -16,8 +16,9 @@ import pytest
 import assay as package
 from assay.arguments import flags_last, plain
 from assay.output import Output
-from assay.recipes import RECIPES
+from assay.recipes import RECIPES, sweeps
 from assay.recipes.studies import STUDIES
+from assay.terminal import print_finding
 from command_line import assay, assay_here, assay_in_a_terminal, in_a_terminal
 from test_cli import TINY
 from test_report import write_run
@@ -262,11 +263,26 @@ def test_help_imports_neither_torch_nor_rich() -> None:
     assert not {"torch", "rich", "matplotlib", "transformers", "jinja2"} & set(modules)
 
 
+def test_a_sweep_says_what_its_study_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finding = {"schema": "assay.finding/1", "finding": "agrees", "claim": "offline [hacks]"}
+    (tmp_path / "result.json").write_text(json.dumps(finding))
+    study, recipe = (sweeps.plan(target, (), (1,)) for target in ("fig5", "quickstart"))
+    found = sweeps.document(study, tmp_path, ["a line"], tmp_path / "report.html")
+    assert found["finding"] == finding
+    assert len(found["runs"]) == len(study.experiments)
+    assert found["path"] == str((tmp_path / "report.html").resolve())
+    assert sweeps.document(recipe, tmp_path, [], tmp_path / "report.html")["finding"] is None
+    assert sweeps.document(study, tmp_path, [])["path"] is None
+    print_finding(found["finding"])
+    print_finding(None)
+    assert capsys.readouterr().out == "agrees: offline [hacks]\n"
+
+
 TELLS = re.compile(
     r"\b(add|ask|begin|build|choose|convert|delete|did you mean|distil|drop|evaluate|expected|export|fetch|find|free|"
     r"give|goes on|hold out|install|keep|leave|look at|lower|makes? it again|mend|merge|must|name|needs?|pip install|"
     r"plan for|put|quote|raise|read|rename|repeats?|report|resumes|run|save|score|see|set|shows?|should be|sort|start|"
-    r"sweep|take|tries|try|unpack|use|wait|waiting|widen|write)\b|_REPAIR"
+    r"sweep|take|train for|load|tries|try|unpack|use|wait|waiting|widen|write)\b|_REPAIR"
 )
 
 

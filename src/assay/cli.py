@@ -73,7 +73,8 @@ def completion(shell: Positional[Shell]) -> None:
     """Print a script for your shell that completes commands, flags and recipes: eval "$(assay completion bash)".
 
     Args:
-        shell: Which one; docs/terminal.md says where each keeps its scripts.
+        shell: Bash keeps such scripts in ~/.local/share/bash-completion/completions/assay, fish in
+            ~/.config/fish/completions/assay.fish, zsh as _assay in a folder of $fpath.
     """
     print(script(shell, _commands() | {"run": Wanted}))
 

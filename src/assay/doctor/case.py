@@ -260,7 +260,7 @@ def _file(prompts: str) -> Path:
     if not task.own:
         raise AssayError(
             f"{prompts!r} is a task of assay, whose splits and lengths are looked after: the doctor examines a .jsonl "
-            f"or .parquet file, or {DATASET}ID"
+            f"or .parquet file, or {DATASET}ID, give one of these"
         )
     return fetch_corpus(task)
 

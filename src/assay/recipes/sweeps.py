@@ -53,7 +53,9 @@ def plan(
             raise AssayError(f"{target!r} is a study, which has its own axes: leave --axes out, or sweep a recipe")
         return Plan(target, _of_study(STUDIES[target], scale, seeds, worlds), STUDIES[target], scale)
     if worlds or scale != "tiny":
-        raise AssayError(f"--worlds and --scale belong to studies ({', '.join(STUDIES)}), not to {target!r}")
+        raise AssayError(
+            f"--worlds and --scale belong to studies ({', '.join(STUDIES)}), not to {target!r}: leave them out"
+        )
     if is_config_file(target):
         base = load(Path(target))
     elif target in RECIPES:
