@@ -186,13 +186,13 @@ class Wanted:
     output: Shown = NORMAL
 
 
-def _of_recipe(recipe: str, flags: Sequence[str]) -> functools.partial[None]:
+def _of_recipe(recipe: str, flags: Sequence[str]) -> functools.partial[Any]:
     default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
     wanted = _with_flags(default, f"assay run {recipe}", flags)
     return functools.partial(_run, wanted.experiment, wanted.out, wanted.policy, output=wanted.output)
 
 
-def _of_own(command: Callable[..., Any], prog: str, given: Sequence[str]) -> functools.partial[None]:
+def _of_own(command: Callable[..., Any], prog: str, given: Sequence[str]) -> functools.partial[Any]:
     """``distill`` or ``lab``: the wish first, then any field of the config that it becomes."""
     wish, flags = parse(command, prog, given, return_unknown_args=True)
     draft = _with_flags(wish.draft(), prog, flags)

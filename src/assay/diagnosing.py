@@ -46,8 +46,8 @@ def diagnose_log(
         figure = Path("diagnosis.svg")
     if figure is not None:
         write_diagnosis(log.trajectory, found, figure)
-    path = {} if figure is None else {"figure": str(figure.resolve())}
-    output.answer(found.to_dict() | path, lambda: print_diagnosis(found), None if figure is None else figure.resolve())
+    made = {} if figure is None else {"figure": str(figure.resolve())}
+    output.answer(found.to_dict() | made, lambda: print_diagnosis(found), None if figure is None else figure.resolve())
     return found
 
 

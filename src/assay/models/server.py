@@ -80,9 +80,9 @@ class Server:
     def _value(self, response: Any, path: str, advice: str) -> Any:
         status = response.status_code
         if status in (401, 403):
-            variable = f"the environment variable {API_KEY_VARIABLE}"
-            told = f"refuses the key in {variable}: set another" if self._key else f"wants a key: put it into {variable}"
-            raise AssayError(f"the server at {self.url} {told}")
+            told = "refuses the key in" if self._key else "wants a key: put it into"
+            more = "; set another" if self._key else ""
+            raise AssayError(f"the server at {self.url} {told} the environment variable {API_KEY_VARIABLE}{more}")
         if status != 200:
             raise AssayError(
                 f"the server at {self.url} refuses {path} with status {status}: {self._said(response)}"
