@@ -20,6 +20,7 @@ from assay.comparison_table import print_comparison
 from assay.errors import AssayError
 from assay.results import summarise_arm
 from assay.statistics import Interval
+from command_line import in_a_terminal
 from test_experiment import small
 from test_report import edit_json
 
@@ -430,14 +431,14 @@ def test_narrow_terminals_get_lines_and_wide_ones_tables(
 ) -> None:
     a = write_run(tmp_path / "a", {"offline": (14.0, 7.0), "online": (12.0, 6.0)})
     b = write_run(tmp_path / "b", {"offline": (14.0, 7.0)}, seed=3, edit=more_prompts)
-    monkeypatch.setenv("COLUMNS", "80")
+    in_a_terminal(monkeypatch, 80)
     print_comparison(compare_runs([a, b]))
     lines = capsys.readouterr().out.splitlines()
     assert "distillation.num_prompts: 256 in a; 600 in b" in lines
     place = lines.index("b/offline − a/offline, seed 3")
     assert lines[place + 1] == "  golden other prompts   p –"
     assert max(map(len, lines)) <= 110
-    monkeypatch.setenv("COLUMNS", "200")
+    in_a_terminal(monkeypatch, 200)
     print_comparison(compare_runs([a, b]))
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "│ b/offline" in line and "other" in line]
     assert row.count("other prompts") == 2

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from assay.cli import main
+from command_line import in_a_terminal
 from test_cli import assay
 
 WORLD = {
@@ -82,7 +83,7 @@ def command(*arguments: object) -> int | str | None:
 def test_finished_small_runs_are_not_run_again_and_the_table_says_the_same(
     found: dict[str, Any], world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    in_a_terminal(monkeypatch, 160)
     arguments = (world, "--teacher-tokens", 4000, "--pool", 32, "--runs", world.parent / "runs")
     assert command(*arguments, "--dry-run") == 0
     planned = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 
 from assay.errors import AssayError
-from assay.progress import print_verdicts
+from assay.progress import live_progress, print_verdicts
+from assay.recipes import get_recipe
 from assay.report.schedule import probe_share
 from assay.report.tables import read_run
+from assay.types import Progress
+from command_line import in_a_terminal
 from test_report import edit_json, write_run
 
 PAIR = {
@@ -29,9 +33,29 @@ def run(tmp_path: Path) -> Path:
 
 
 def printed(run: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    monkeypatch.setenv("COLUMNS", str(width))
+    in_a_terminal(monkeypatch, width)
     print_verdicts(run)
     return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 130])
+def test_a_live_line_has_room_for_its_count(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A remark does not push out bars and counts, and no line is longer than the terminal."""
+    in_a_terminal(monkeypatch, width)
+    monkeypatch.setenv("TERM", "xterm")
+    with live_progress(get_recipe("quickstart")) as listen:
+        listen(Progress("signals of the teacher: whole laws, as its vocabulary of 512 is at most 4,096", 1, 1))
+        for arm in ("offline", "online_teacher"):
+            listen(Progress(arm, 20, 300, golden_nats=12.31, proxy_nats=5.01))
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= width
+    assert "signals of the teacher: whole laws," in " ".join(lines)
+    for name in ("offline", "online teacher"):
+        last = next(line for line in reversed(lines) if line.startswith(name))
+        assert " 20/300" in last
+        assert ("golden 12.31 proxy 5.01" in last) == (width >= 60)
 
 
 def test_eighty_columns_give_two_whole_lines_for_each_arm(

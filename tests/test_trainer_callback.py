@@ -40,6 +40,7 @@ from assay.integrations.log_sheet import meaning_of
 from assay.integrations.trainer_callback import LOGGED
 from assay.models.bases import base_path
 from assay.models.in_memory import adapted, left_as_found, unwrapped
+from assay.output import Output
 from tiny_models import gpt2
 
 STEPS = 12
@@ -164,7 +165,7 @@ def test_the_folder_is_read_by_diagnose(
     assert log.trajectory.steps.tolist() == evaluation_steps(STEPS, 9)
     assert log.trajectory.get("reference_nll") is not None
     assert log.trajectory.get("proxy_diff_stderr") is not None
-    found = diagnose_log(folder, {}, [], None, True, None)
+    found = diagnose_log(folder, {}, [], None, Output(json=True), None)
     diagnosis, verdict = run[1].diagnosis, run[1].verdict
     assert diagnosis is not None
     assert verdict is not None
@@ -172,11 +173,11 @@ def test_the_folder_is_read_by_diagnose(
     assert found.verdict == json.loads(capsys.readouterr().out)["verdict"] == verdict.name
     assert found.reasons[0] == verdict.reason
     shutil.copy(folder / "metrics.jsonl", tmp_path)  # of a run that is not at its end: the detector's word
-    assert diagnose_log(tmp_path, {}, [], None, True, None).verdict == diagnosis.verdict
+    assert diagnose_log(tmp_path, {}, [], None, Output(json=True), None).verdict == diagnosis.verdict
     for damage in ('{"truth": "references"}', '{"truth": "oracle", "verdict": 3, "reason": "", "best_step": []}'):
         (tmp_path / "verdict.json").write_text(damage)
         with pytest.raises(AssayError, match=r"verdict\.json.* damaged"):
-            diagnose_log(tmp_path, {}, [], None, True, None)
+            diagnose_log(tmp_path, {}, [], None, Output(json=True), None)
 
 
 def test_trainers_own_state_is_read_by_diagnose(run: tuple[Trainer, HackingCallback], tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ def test_a_line_that_cannot_be_used_is_refused_by_number(line: bytes, words: str
 
 def test_of_many_bad_lines_the_first_are_named_and_all_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": text if i % 2 else ""} for i, text in enumerate(texts(20))])
-    with pytest.raises(AssayError, match=r"10 of 20 lines.*line 1 .*; line 3 .*; line 5 .*; and 7 more$"):
+    with pytest.raises(
+        AssayError, match=r"10 of 20 lines.*line 1 .*; line 3 .*; line 5 .*; and 7 more; mend these lines"
+    ):
         read_split(path, None)
 
 

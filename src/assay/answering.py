@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,10 @@ def write_answers(prompts: Path, out: Path, asked: Asked, column: str = "respons
     Raises AssayError when the file or an answer cannot be used, or nothing is left.
     """
     if out.suffix != ".jsonl" or column in (*COPIED, ""):
-        raise AssayError(f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}")
+        raise AssayError(
+            f"answers go into a .jsonl file, in a column that is none of {', '.join(COPIED)}; "
+            "choose another --out or --column"
+        )
     rows = read_rows(prompts)  # before anything is written
     runs.prepare_folder(out.parent)
     lock = f".{out.name}.lock"
@@ -73,13 +75,12 @@ def _write(rows: Sequence[UserRow], prompts: Path, out: Path, asked: Asked, colu
         for row, texts in zip(part, server.each(functools.partial(answer, server, model, asked), part), strict=True):
             runs.append_record(partial, {"id": row.id, "texts": texts})
             answers[row.id] = texts
-        print(f"assay: {len(answers):,} of {len(rows):,} prompts answered", file=sys.stderr, flush=True)
+        runs.say(f"{len(answers):,} of {len(rows):,} prompts answered")
     whole = [row for row in rows if None not in answers[row.id]]
     if len(whole) < len(rows):
-        print(
-            f"assay: {len(rows) - len(whole):,} of {len(rows):,} prompts are left out, whose responses the server cut "
-            f"at {asked.max_tokens} tokens: raise --max-tokens to keep them",
-            file=sys.stderr,
+        runs.say(
+            f"{len(rows) - len(whole):,} of {len(rows):,} prompts are left out, whose responses the server cut "
+            f"at {asked.max_tokens} tokens: raise --max-tokens to keep them"
         )
     if not whole:
         raise AssayError(f"the server cut a response to every prompt at {asked.max_tokens} tokens: raise --max-tokens")

@@ -1,28 +1,30 @@
 """The commands that only read, plan, or start many runs: what each takes, and whom it asks.
 
-Their docstrings are the help that ``assay COMMAND --help`` prints. ``cli.py`` has those that start one run.
+Their docstrings are the help that ``assay COMMAND --help`` prints. ``cli.py`` has those that start one run,
+``catalogue.py`` those that list what ships.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from assay.arguments import Shown
 from assay.config import ModelsConfig, ServerConfig
 from assay.errors import AssayError
+from assay.output import NORMAL
 from assay.ray_executor import RayConfig
-from assay.recipes import RECIPES
 from assay.recipes.own import NUM_PASSES, Distill
+
+Runs = Annotated[tuple[Path, ...], Positional, arg(metavar="RUN [RUN ...]")]
 
 
 def sweep(
-    target: Positional[str],
+    target: Annotated[str, Positional, arg(metavar="TARGET")],
     axes: tuple[str, ...] = (),
     seeds: tuple[int, ...] | None = None,
     worlds: tuple[str, ...] = (),
@@ -34,6 +36,7 @@ def sweep(
     dry_run: bool = False,
     engine: Literal["local", "ray"] = "local",
     cluster: Annotated[RayConfig, arg(name="")] = RayConfig(),  # noqa: B008
+    output: Shown = NORMAL,
 ) -> None:
     """Run a study, or a recipe or config file at every combination of AXES and seeds, on all cores; resumable.
 
@@ -52,19 +55,26 @@ def sweep(
         cluster: Of --engine ray.
     """
     from assay.recipes import sweeps
+    from assay.runs import say
+    from assay.terminal import print_finding, print_lines
 
     if engine == "local" and cluster != RayConfig():
-        raise AssayError("an address, resources, retries and placement belong to --engine ray")
+        raise AssayError("an address, resources, retries and placement belong to --engine ray: leave them out")
     ray = cluster if engine == "ray" else None
     plan = sweeps.plan(target, axes, seeds, worlds, scale)
-    print("\n".join(sweeps.cost(plan, runs, workers, flops_per_second)))
-    if not dry_run:
-        listener = functools.partial(print, file=sys.stderr, flush=True)
-        print(sweeps.carry_out(plan, runs, out or runs / plan.name, workers, listener, ray))
+    cost = sweeps.cost(plan, runs, workers, flops_per_second)
+    if not output.json and not output.quiet:
+        print_lines(cost)  # before hours of runs
+    if dry_run:
+        output.answer(sweeps.document(plan, runs, cost), lambda: None)
+        return
+    page = sweeps.carry_out(plan, runs, out or runs / plan.name, workers, say, ray)
+    found = sweeps.document(plan, runs, cost, page)
+    output.answer(found, lambda: print_finding(found["finding"]), page)
 
 
 def plan(
-    target: Positional[str],
+    target: Annotated[str, Positional, arg(metavar="TARGET")],
     teacher_tokens: int,
     pool: int,
     runs: Path = Path("runs/sweeps"),
@@ -74,7 +84,7 @@ def plan(
     price_per_hour: float | None = None,
     workers: int | None = None,
     dry_run: bool = False,
-    as_json: Annotated[bool, arg(name="json")] = False,
+    output: Shown = NORMAL,
 ) -> None:
     """Say what to spend teacher tokens on: prompts, completions, rewriting, fresh responses, or online distillation.
 
@@ -89,25 +99,27 @@ def plan(
         price_per_hour: Of one machine, for the price of that.
         workers: Processes; one per core by default.
         dry_run: Print what the small runs cost at most, and stop.
-        as_json: One JSON object on stdout and nothing else.
     """
     from assay import planning
+    from assay.plan_table import print_plan
+    from assay.runs import say
+    from assay.terminal import print_lines
 
     request = planning.read_request(target, teacher_tokens, pool, metric, seed, tokens, price_per_hour)
     planning.check_pool(request, runs)
     if dry_run:
-        print("\n".join(planning.cost_lines(request, runs)))
+        cost = planning.cost_lines(request, runs)
+        output.answer({"schema": "assay.plan_cost/1", "cost": cost}, lambda: print_lines(cost))
         return
-    found = planning.plan(request, runs, workers, lambda line: print(line, file=sys.stderr))
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-        return
-    from assay.plan_table import print_plan
-
-    print_plan(found)
+    found = planning.plan(request, runs, workers, say)
+    output.answer(found.to_dict(), lambda: print_plan(found))
 
 
-def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> None:
+def report(
+    runs: Runs,
+    out: Path = Path("report"),
+    output: Shown = NORMAL,
+) -> None:
     """Write report.html, figures and tables from one or many run folders.
 
     Args:
@@ -116,10 +128,16 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("report")) -> No
     """
     from assay.report.html import write_report
 
-    print(write_report(runs, out))
+    page = write_report(runs, out)
+    output.answer({"schema": "assay.path/1", "path": str(page)}, lambda: None, page)
 
 
-def compare(runs: Positional[tuple[Path, ...]], reference: str | None = None, out: Path | None = None) -> None:
+def compare(
+    runs: Runs,
+    reference: str | None = None,
+    out: Path | None = None,
+    output: Shown = NORMAL,
+) -> None:
     """Say which arm ends closer to the truth, by how much, how surely, and what differs between the configs.
 
     Args:
@@ -128,17 +146,20 @@ def compare(runs: Positional[tuple[Path, ...]], reference: str | None = None, ou
         out: Where the numbers go in full precision, as CSV.
     """
     from assay.comparison import compare_runs, write_csv
-    from assay.comparison_table import print_comparison
+    from assay.comparison_table import comparison_document, print_comparison
 
     comparison = compare_runs(runs, reference)
-    print_comparison(comparison)
     if out is not None:
         write_csv(comparison, out)
-        print(out.resolve())
+    output.answer(
+        comparison_document(comparison, out),
+        lambda: print_comparison(comparison),
+        None if out is None else out.resolve(),
+    )
 
 
 def diagnose(
-    log: Positional[Path],
+    log: Annotated[Path, Positional, arg(metavar="LOG")],
     proxy: str | None = None,
     train: str | None = None,
     reference: str | None = None,
@@ -146,8 +167,8 @@ def diagnose(
     step: str | None = None,
     columns: tuple[str, ...] = (),
     arm: str | None = None,
-    as_json: Annotated[bool, arg(name="json")] = False,
     figure: Path | None = None,
+    output: Shown = NORMAL,
 ) -> None:
     """Say from a training log alone whether the student still gets better, and which checkpoint to keep.
 
@@ -161,13 +182,12 @@ def diagnose(
         step: Optimiser step.
         columns: Others, as name=column; the names are those of docs/detector.md.
         arm: Which arm of a run folder; the first by default.
-        as_json: One JSON object on stdout and nothing else.
         figure: An .svg file; diagnosis.svg here by default, or none with --json.
     """
     from assay.diagnosing import diagnose_log
 
     named = {"proxy": proxy, "train_proxy": train, "reference_nll": reference, "golden": golden, "step": step}
-    diagnose_log(log, {name: column for name, column in named.items() if column}, columns, arm, as_json, figure)
+    diagnose_log(log, {name: column for name, column in named.items() if column}, columns, arm, output, figure)
 
 
 def doctor(
@@ -188,7 +208,7 @@ def doctor(
     trust_remote_code: bool = False,
     server: Annotated[ServerConfig, arg(name="models.server")] = ModelsConfig.server,
     weights: Literal["auto", "always", "never"] = "auto",
-    as_json: Annotated[bool, arg(name="json")] = False,
+    output: Shown = NORMAL,
 ) -> None:
     """Say before `assay distill`, in the same words, whether this teacher, student and prompts fit together.
 
@@ -212,26 +232,22 @@ def doctor(
         trust_remote_code: Run the Python code of a checkpoint; models.trust_remote_code of a run.
         server: How a served teacher is asked.
         weights: "auto" loads them unless a check of the files refuses.
-        as_json: One JSON object on stdout and nothing else.
     """
     from assay.doctor.case import Request
     from assay.doctor.examination import examine
+    from assay.doctor_table import print_examination
+    from assay.runs import say
 
     request = Request(teacher, student, prompts, held_out, references, responses, template, chat_template,
                       max_prompt_tokens, max_response_tokens, batch_size, passes, device, allow_pickle,
                       trust_remote_code, server)  # fmt: skip
-    found = examine(request, weights, lambda line: print(f"assay: {line}", file=sys.stderr))
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-    else:
-        from assay.doctor_table import print_examination
-
-        print_examination(found)
+    found = examine(request, weights, say)
+    output.answer(found.to_dict(), lambda: print_examination(found))
     sys.exit(found.exit_code)
 
 
 def watch(
-    target: Positional[Path],
+    target: Annotated[Path, Positional, arg(metavar="TARGET")],
     proxy: str | None = None,
     train: str | None = None,
     reference: str | None = None,
@@ -271,7 +287,7 @@ def watch(
 
 
 def answers(
-    prompts: Positional[Path],
+    prompts: Annotated[Path, Positional, arg(metavar="PROMPTS")],
     server: str,
     out: Path,
     model: str | None = None,
@@ -281,6 +297,7 @@ def answers(
     column: str = "responses",
     seed: int = 0,
     concurrency: int = 8,
+    output: Shown = NORMAL,
 ) -> None:
     """Have a model behind an API answer your prompts, for `assay distill --responses`: it need not give log-probs.
 
@@ -301,11 +318,13 @@ def answers(
     from assay.answering import Asked, write_answers
 
     config = ServerConfig(model=model, concurrency=concurrency)
-    print(write_answers(prompts, out, Asked(server, config, number, max_tokens, sampling_temperature, seed), column))
+    asked = Asked(server, config, number, max_tokens, sampling_temperature, seed)
+    path = write_answers(prompts, out, asked, column)
+    output.answer({"schema": "assay.path/1", "path": str(path)}, lambda: None, path)
 
 
 def generate(
-    prompts: Positional[Path],
+    prompts: Annotated[Path, Positional, arg(metavar="PROMPTS")],
     model: str,
     out: Path,
     number: int = 1,
@@ -318,6 +337,7 @@ def generate(
     chat_template: bool = False,
     batch_size: int = 64,
     server: ServerConfig = ModelsConfig.server,
+    output: Shown = NORMAL,
 ) -> None:
     """Have a model write responses to any number of prompts, for `assay distill --prompts OUT --responses responses`.
 
@@ -339,90 +359,10 @@ def generate(
         server: How an API is asked.
     """
     from assay.generation import generate as write
+    from assay.runs import say
     from assay.text_writers import Generation
 
     request = Generation(model, number, shard_size, max_prompt_tokens, max_response_tokens, sampling_temperature, seed,
                          chat_template, batch_size, server)  # fmt: skip
-    print(write(request, prompts, out, processes, announce=lambda line: print(f"assay: {line}", file=sys.stderr)))
-
-
-def recipes() -> None:
-    """List the recipes, and the studies that `assay sweep` runs."""
-    from assay.recipes.studies import STUDIES
-
-    for name, recipe in RECIPES.items():
-        print(f"{name:20} {(recipe.__doc__ or '').splitlines()[0]}")
-    print("\nstudies, for `assay sweep`:")
-    for name, study in STUDIES.items():
-        print(f"{name:20} {study.claim}")
-
-
-def bases(
-    action: Positional[Literal["list", "build"]] = "list",
-    names: tuple[str, ...] = (),
-    out: Path = Path("runs/bases"),
-) -> None:
-    """List the embedded bases, or build them again from the *base* split (resumable).
-
-    Args:
-        action: "build" trains them again: well over an hour for all of them on one idle core.
-        names: Which ones; all by default.
-        out: Where built bases go; copy them over src/assay/models/embedded to ship them.
-    """
-    from assay.models.bases import BASES, base_path
-    from assay.runs import read_json
-
-    chosen = names or tuple(BASES)
-    if action == "build":
-        from assay.pretraining import build_bases
-
-        build_bases(chosen, out, print)
-        return
-    for name in chosen:
-        print(f"{name:26} {_card_line(read_json(base_path(name) / 'card.json'))}")
-
-
-def tasks(
-    action: Positional[Literal["list", "check", "fetch"]] = "list",
-    target: Positional[str | None] = None,
-    template: str | None = None,
-    reference: str | None = None,
-    responses: str | None = None,
-    without_oracle: bool = False,
-) -> None:
-    """List the tasks, check a file of your own prompts for leaks between its splits, or fetch a task beforehand.
-
-    Args:
-        action: "check" reports on a file, "fetch" brings a task into the cache, for machines without network.
-        target: A .jsonl or .parquet file or a "dataset:ID" to check, or the name of a task to fetch.
-        template: How a row of the file becomes a prompt: its columns in braces; "{prompt}" by default.
-        reference: The column with the human answers; "reference" by default.
-        responses: The column with the responses of a teacher that gives text only.
-        without_oracle: Split the file as a run without an oracle does, with its own column "split" if it has one.
-    """
-    from assay.data.hub import DATASET
-    from assay.data.tasks import describe_tasks, fetch_corpus, get_task
-    from assay.data.user_text import leakage_report
-    from assay.report.words import visible
-
-    if action == "list":
-        own = f"or the path of a .jsonl or .parquet file, or {DATASET}ID of the hub: assay tasks check FILE"
-        print("\n".join([*describe_tasks(), own]))
-        return
-    if target is None:
-        raise AssayError(f"assay tasks {action} needs " + ("a file" if action == "check" else "the name of a task"))
-    if action == "check":
-        task = get_task(target, template, reference=reference, responses=responses, with_oracle=not without_oracle)
-        if not task.own:
-            raise AssayError(f"assay tasks check is for your own text; {target!r} has splits of its own")
-        found = leakage_report(fetch_corpus(task), template, task.reference, responses, task.with_oracle)
-        print("\n".join(map(visible, found.lines())))
-    else:
-        print(fetch_corpus(get_task(target)))
-
-
-def _card_line(card: dict[str, object]) -> str:
-    return (
-        f"{card['num_parameters']:>9,} parameters, {card['num_steps']} steps on {card['num_prompts']:,} pairs, "
-        f"{card['final_loss_nats_per_token']} nats/token, {card['seconds_on_one_core']} s to build, {card['digest']}"
-    )
+    path = write(request, prompts, out, processes, announce=say)
+    output.answer({"schema": "assay.path/1", "path": str(path)}, lambda: None, path)

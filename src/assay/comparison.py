@@ -180,7 +180,8 @@ class _Arm:
         if not len(rows):
             raise AssayError(
                 f"{self.run.directory / 'probe.parquet'} has no {metric!r} of {self.entry['source']!r}, "
-                f"seed {self.row.seed}: the files do not belong together"
+                f"seed {self.row.seed}: the files do not belong together; "
+                "repeat the command that made the run in another folder"
             )
         last = int(rows["step"].to_numpy().max())
         rows = rows.filter(pc.field("step") == self.entry.get("kept_step", last))

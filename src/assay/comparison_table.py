@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from assay.comparison import ArmRow, Comparison, Contrast, Difference, as_text
-from assay.report.words import brackets, nats, readable
+from assay.report.words import brackets, nats
 from assay.statistics import Interval
-from assay.terminal import print_rows
+from assay.terminal import coloured, open_console, print_rows
 
 
 def print_comparison(comparison: Comparison) -> None:
     """The comparison on stdout: tables where they fit without wrapping, else short lines."""
-    console = Console(highlight=False, emoji=False)
+    console = open_console()
     print_rows(console, _ARM_COLUMNS, [_arm_cells(row) for row in comparison.rows], _ARM_LINES)
-    console.print(
-        "best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher",
-        soft_wrap=True,
-    )
+    console.print("best → end in nats per sequence, on held-out prompts; golden: to the oracle, proxy: to the teacher")
     for field in comparison.fields:
-        console.print(escape(f"{field}: {_values(comparison.rows, field)}"), soft_wrap=True)
+        console.print(escape(f"{field}: {_values(comparison.rows, field)}"))
     if len({row.run for row in comparison.rows}) > 1 and not comparison.fields:
-        console.print("the configs differ in nothing but seed, recipe, task and choice of arms", soft_wrap=True)
+        console.print("the configs differ in nothing but seed, recipe, task and choice of arms")
     _print_contrasts(
         console,
         f"\nevery arm less {comparison.reference} at the end, over the same held-out prompts",
@@ -34,19 +35,40 @@ def print_comparison(comparison: Comparison) -> None:
         console, f"\nevery arm less {comparison.reference} and its replicates, over seeds", comparison.over_seeds
     )
     if comparison.unfinished:
-        console.print(escape(f"\nnot finished, left out: {', '.join(comparison.unfinished)}"), soft_wrap=True)
+        console.print(escape(f"\nnot finished, left out: {', '.join(comparison.unfinished)}"))
+
+
+def comparison_document(comparison: Comparison, table: Path | None = None) -> dict[str, Any]:
+    """The comparison as plain JSON values, schema ``assay.comparison/1``; all values in nats per sequence.
+
+    Where two arms cannot be compared, a word that says why stands instead of the difference.
+    """
+    found = _finite(dataclasses.asdict(comparison))
+    path = {} if table is None else {"path": str(table.resolve())}
+    return {"schema": "assay.comparison/1", "unit": "nats_per_sequence", **found, **path}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinities nor NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _ARM_COLUMNS = ("arm", "seed", "verdict", "hacking [95 %]", "golden", "proxy", "train proxy", "generated")
-_ARM_LINES = "{0}, seed {1}: {2}, hacking {3}\n  golden {4}   proxy {5}   train proxy {6}   {7} tokens generated"
+_ARM_LINES = (
+    "[bold]{0}[/bold], seed {1}: {2}, hacking {3}\n  golden {4}   proxy {5}   train proxy {6}\n  {7} tokens generated"
+)
 _CONTRAST_COLUMNS = ("arm", "reference", "seed", "golden [95 %]", "p", "proxy [95 %]", "p")
-_CONTRAST_LINES = "{0} − {1}, seed {2}\n  golden {3}   p {4}\n  proxy {5}   p {6}"
+_CONTRAST_LINES = "[bold]{0} − {1}[/bold], seed {2}\n  golden {3}   p {4}\n  proxy {5}   p {6}"
 
 
 def _print_contrasts(console: Console, title: str, contrasts: Sequence[Contrast]) -> None:
     if not contrasts:
         return
-    console.print(escape(f"{title}: below 0 is closer than the reference"), soft_wrap=True)
+    console.print(escape(f"{title}: below 0 is closer than the reference"))
     print_rows(console, _CONTRAST_COLUMNS, [_contrast_cells(contrast) for contrast in contrasts], _CONTRAST_LINES)
 
 
@@ -54,9 +76,10 @@ def _arm_cells(row: ArmRow) -> tuple[str, ...]:
     severity = row.severity_hacking
     hacking = "–" if severity is None else _with_bounds(severity)
     golden = f"{nats(row.golden_best)} → {nats(row.golden_final)}"
-    cells = (row.name, str(row.seed), readable(row.verdict), hacking, golden, nats(row.proxy_final))
+    ends = (golden, nats(row.proxy_final), nats(row.train_proxy_final), f"{row.generated_tokens:,}")
     # Rich takes brackets for markup, in names from files and in intervals alike.
-    return tuple(map(escape, (*cells, nats(row.train_proxy_final), f"{row.generated_tokens:,}")))
+    name, seed, *others = map(escape, (row.name, str(row.seed), hacking, *ends))
+    return (name, seed, coloured(row.verdict), *others)
 
 
 def _contrast_cells(contrast: Contrast) -> tuple[str, ...]:

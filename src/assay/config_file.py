@@ -43,18 +43,24 @@ def load(path: Path) -> Experiment:
 
     try:
         if path.exists() and not path.is_file():
-            raise AssayError(f"cannot read config {str(path)!r}: it is not a file")
+            raise AssayError(
+                f"cannot read config {str(path)!r}: it is not a file; give the path of a YAML or JSON file"
+            )
         content = path.read_bytes()
         refuse_stand_in(path, content)
         values = yaml.load(content.decode("utf-8"), StrictLoader)  # a SafeLoader
     except OSError as error:
-        raise AssayError(f"cannot read config {str(path)!r}: {error.strerror}") from error
+        raise AssayError(
+            f"cannot read config {str(path)!r}: {error.strerror}; give a config file, or a recipe"
+        ) from error
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise AssayError(f"config {str(path)!r} is not valid{where}: {error.problem}") from error
+        raise AssayError(f"config {str(path)!r} is not valid{where}: {error.problem}; mend it there") from error
     except (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError) as error:  # of yaml's constructors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AssayError(f"config {str(path)!r} is neither YAML nor JSON: {reason}") from error
+        raise AssayError(
+            f"config {str(path)!r} is neither YAML nor JSON: {reason}; mend it, or write it anew as UTF-8 text"
+        ) from error
     if not isinstance(values, dict):
         raise AssayError(f"config {str(path)!r} must hold fields and values, such as 'seed: 1'")
     return from_dict({"recipe": path.stem, **values})
@@ -104,7 +110,7 @@ def _exactly(value: Any, kind: type) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise AssayError(f"expected {kind.__name__}, got {reprlib.repr(value)}")
     if isinstance(value, str) and "\0" in value:
-        raise AssayError("holds a NUL, which no name or path has")
+        raise AssayError("holds a NUL, which no name or path has: take it out")
     try:
         return kind(value)
     except OverflowError as error:  # an integer that no float holds

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from assay import runs
@@ -16,9 +13,11 @@ from assay.diagnostics.trajectory import COLUMNS
 from assay.diagnostics.truth import Case
 from assay.errors import AssayError, unknown_name
 from assay.integrations.logs import Log, read_log
+from assay.output import Output
 from assay.report.diagnosis import write_diagnosis
 from assay.report.files import read_summary
 from assay.report.words import readable, visible
+from assay.terminal import open_console, print_under, verdict_style
 
 _MEANING = {
     "healthy": "no sign that the truth has turned",
@@ -35,23 +34,20 @@ def diagnose_log(
     named: Mapping[str, str],
     columns: Sequence[str],
     arm: str | None,
-    as_json: bool,
+    output: Output,
     figure: Path | None,
 ) -> Diagnosis:
     """Reads, diagnoses and prints; guesses go to stderr. Raises AssayError for a log that cannot be used."""
     log = read_log(path, {**named, **named_columns(columns)}, arm)
     for guess in log.guesses:
-        print(f"assay: {guess}", file=sys.stderr)
+        runs.say(guess)
     found = diagnosis_of(log, named.get("golden"))
-    if figure is None and not as_json:
+    if figure is None and not output.json:
         figure = Path("diagnosis.svg")
     if figure is not None:
         write_diagnosis(log.trajectory, found, figure)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
-    else:
-        print_diagnosis(found)
-        print(figure.resolve() if figure else "")
+    made = {} if figure is None else {"figure": str(figure.resolve())}
+    output.answer(found.to_dict() | made, lambda: print_diagnosis(found), None if figure is None else figure.resolve())
     return found
 
 
@@ -62,13 +58,14 @@ def diagnosis_of(log: Log, golden: str | None = None) -> Diagnosis:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The verdict as a sentence, what to do, the reasons, and every check."""
-    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    console = open_console()
     score = "no score" if diagnosis.score is None else f"score {diagnosis.score:.2f}"
-    console.print(f"[bold]{readable(diagnosis.verdict)}[/bold] ({score}): {_MEANING[diagnosis.verdict]}")
+    style = verdict_style(diagnosis.verdict)
+    console.print(f"[bold {style}]{readable(diagnosis.verdict)}[/] ({score}): {_MEANING[diagnosis.verdict]}")
     since = "" if diagnosis.onset_step is None else f"; it began about step {diagnosis.onset_step:g}"
     console.print(f"keep the checkpoint of step {diagnosis.recommended_step:g}{since}")
     for reason in diagnosis.reasons:
-        console.print(escape(f"  {reason}"))
+        print_under(console, escape(reason))
     if diagnosis.law is None:
         console.print(escape(f"law: none, {diagnosis.law_reason}"))
     else:
@@ -96,7 +93,10 @@ def _judged(log: Log, golden: str | None) -> Case | None:
     for entry in summary["arms"]:
         if entry["source"] == log.arm:
             if entry["verdict"] not in _MEANING:
-                raise AssayError(f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged")
+                raise AssayError(
+                    f"{str(log.folder / 'summary.json')!r} has an unknown verdict, the file is damaged: "
+                    "delete it, and repeat the command that made the run"
+                )
             onset = entry["onset_step"]
             return Case(entry["verdict"], visible(entry["reason"]), float(entry["best_step"]),
                         None if onset is None else float(onset))  # fmt: skip
@@ -114,7 +114,9 @@ def _judged_in_a_host(path: Path) -> Case | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise runs.damaged(path, error) from error
     if case.name not in _MEANING:
-        raise AssayError(f"{str(path)!r} has an unknown verdict, the file is damaged")
+        raise AssayError(
+            f"{str(path)!r} has an unknown verdict, the file is damaged: delete it, and the log alone is judged"
+        )
     return case
 
 

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Column
 
 from assay.doctor.findings import Examination, Finding
 from assay.report.words import readable, visible
-from assay.terminal import NARROWEST_TABLE
+from assay.terminal import BAD, GOOD, NARROWEST_TABLE, OPEN, open_console, open_table, print_under
 
-_COLOURS = {"pass": "green", "note": "cyan", "warning": "yellow", "refuse": "bold red", "not_applicable": "dim"}
+_COLOURS = {"pass": GOOD, "note": "cyan", "warning": OPEN, "refuse": f"bold {BAD}", "not_applicable": "dim"}
+_VERDICTS = {"pass": GOOD, "warnings": OPEN, "refuse": BAD}
 
 
 def print_examination(examination: Examination) -> None:
     """All findings on stdout: a table in a wide terminal, else a line each; the verdict last."""
-    console = Console(highlight=False, emoji=False)
+    console = open_console()
     if console.is_terminal and console.width >= NARROWEST_TABLE:
         names = ("code", "finding", "check")
-        table = Table(*(Column(name, no_wrap=True) for name in names), Column("what, and what to do"))
+        table = open_table(*(Column(name, no_wrap=True) for name in names), Column("what, and what to do"))
         for finding in examination.findings:
             table.add_row(*_cells(finding), _text(finding))
         console.print(table)
+    elif console.is_terminal:
+        for finding in examination.findings:
+            console.print(" ".join(_cells(finding)))
+            print_under(console, _text(finding))
     else:
         for finding in examination.findings:
             code, status, name = _cells(finding)
-            console.print(f"{code} {status} {name}: {_text(finding)}", soft_wrap=True)
-    console.print(f"\n[bold]{escape(_sentence(examination))}[/bold]", soft_wrap=True)
+            console.print(f"{code} {status} {name}: {_text(finding)}")
+    style = _VERDICTS[examination.verdict]
+    console.print(f"\n[bold {style}]{escape(_sentence(examination))}[/]")
 
 
 def _cells(finding: Finding) -> tuple[str, str, str]:

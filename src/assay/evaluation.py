@@ -403,7 +403,7 @@ def _check_prompts(
     held_out: Sequence[Prompt], train: Sequence[Prompt], models: Mapping[Writer, LanguageModel], limit: int
 ) -> None:
     if len(held_out) < 2:
-        raise AssayError(f"a probe needs at least 2 prompts, and a verdict 40, not {len(held_out)}")
+        raise AssayError(f"a probe needs at least 2 prompts, and a verdict 40, not {len(held_out)}: hold out more")
     for model in models.values():
         model.check_lengths(max(len(prompt.token_ids) for prompt in (*held_out, *train)), limit)
     shared = {prompt.token_ids for prompt in held_out} & {prompt.token_ids for prompt in train}

@@ -96,7 +96,9 @@ def find(contrasts: Sequence[Contrast]) -> dict[str, Any]:
     worlds = list(dict.fromkeys(world for world, _ in contrasts[0].values))
     seeds = list(dict.fromkeys(seed for _, seed in contrasts[0].values))
     if len(seeds) < 2:
-        raise AssayError("a finding needs at least two seeds: the spread between them is its uncertainty")
+        raise AssayError(
+            "a finding needs at least two seeds: the spread between them is its uncertainty; give more --seeds"
+        )
     rows = []
     for contrast in contrasts:
         for world in worlds:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from assay import types
 from assay.config import Experiment
@@ -18,12 +28,14 @@ from assay.report.files import Row
 from assay.report.schedule import time_sentence
 from assay.report.tables import read_run
 from assay.report.words import brackets, comparison, deed, nats, proxy, readable, visible
-from assay.terminal import print_rows
+from assay.terminal import NARROWEST_LIST, NARROWEST_TABLE, coloured, open_console, print_rows
 
 SECONDS_BETWEEN_LINES = 10.0
 """How often a stage says where it stands when the output is not a terminal."""
+_LONGEST_STAGE = 40
+"""Letters of a stage of one step; a longer one is a remark, which as a bar would push out all others."""
 _COLUMNS = ("arm", "verdict", "hacking [95 %]", "golden", "proxy")
-_LINES = "{0}: {1}, hacking {2}\n  golden {3}   proxy {4}"
+_LINES = "[bold]{0}[/bold]: {1}, hacking {2}\n  golden {3}   proxy {4}"
 
 
 @contextmanager
@@ -33,19 +45,20 @@ def live_progress(experiment: Experiment) -> Iterator[Callable[[types.Progress],
     if not console.is_terminal:
         yield _plain_lines()
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[curves]}"),
-    )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bars:
+    said: set[str] = set()
+    with Progress(*_bar_columns(console.width), console=console) as bars:
 
         def listen(progress: types.Progress) -> None:
+            if progress.num_steps == 1 and len(progress.stage) > _LONGEST_STAGE:
+                if progress.stage not in said:
+                    bars.console.print(Text(progress.stage, style="dim"))
+                said.add(progress.stage)
+                return
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(progress.stage, curves="")
+                tasks[progress.stage] = bars.add_task(
+                    escape(readable(progress.stage)), total=progress.num_steps, curves=""
+                )
             bars.update(
                 tasks[progress.stage],
                 completed=progress.step,
@@ -56,13 +69,23 @@ def live_progress(experiment: Experiment) -> Iterator[Callable[[types.Progress],
         yield listen
 
 
+def _bar_columns(width: int) -> list[ProgressColumn]:
+    """What a line of live progress has room for."""
+    name = TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+    if width < NARROWEST_LIST:
+        return [name, BarColumn(bar_width=8), MofNCompleteColumn()]
+    bar = BarColumn(bar_width=16 if width < NARROWEST_TABLE else 40)
+    curves = TextColumn("{task.fields[curves]}", table_column=Column(no_wrap=True))
+    return [name, bar, MofNCompleteColumn(), TimeRemainingColumn(compact=True), curves]
+
+
 def print_verdicts(folder: Path) -> None:
     """The verdict of every arm on stdout: a table where it fits without wrapping, else short lines.
 
     Raises AssayError when a file of the run is damaged or of another version.
     """
     run = read_run(folder)
-    console = Console(highlight=False, emoji=False)
+    console = open_console()
     print_rows(console, _COLUMNS, [_verdict_cells(arm) for arm in run.summary["arms"]], _LINES)
     console.print(f"start → best → end in nats per sequence, on held-out prompts; {_legend(run.summary)}")
     for arm in run.summary["arms"]:
@@ -93,7 +116,8 @@ def _verdict_cells(arm: Row) -> tuple[str, ...]:
         for metric in ("golden", "proxy")
     ]
     # Rich takes brackets for markup, in names from files and in intervals alike.
-    return tuple(map(escape, (readable(visible(arm["source"])), readable(arm["verdict"]), hacking, *curves)))
+    name, *others = map(escape, (readable(visible(arm["source"])), hacking, *curves))
+    return (name, coloured(arm["verdict"]), *others)
 
 
 def _policy_lines(arm: Row) -> list[str]:

@@ -166,7 +166,10 @@ class RayExecutor(Executor):
         if not any(self._room(node) for node in nodes):
             most = {name: max(node["Resources"].get(name, 0) for node in nodes) for name in asked}
             named = ", ".join(f"{name} {amount:g} where the most is {most[name]:g}" for name, amount in asked.items())
-            raise AssayError(f"no node of the Ray cluster has what a part takes: {named}")
+            raise AssayError(
+                f"no node of the Ray cluster has what a part takes: {named}; "
+                "ask for less (--cpus, --gpus, --memory-gib), or add a node"
+            )
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         look = self._ray.remote(_look)
@@ -179,7 +182,10 @@ class RayExecutor(Executor):
                 line = str(getattr(error, "cause", error)).strip().splitlines()[-1:]
                 problem = f"it cannot run assay ({' '.join(line)})"
             if problem is not None:
-                raise AssayError(f"node {node['NodeManagerAddress']} of the Ray cluster is of no use: {problem}")
+                raise AssayError(
+                    f"node {node['NodeManagerAddress']} of the Ray cluster is of no use: {problem}; "
+                    "mend it, or take it out of the cluster"
+                )
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
@@ -207,7 +213,9 @@ def _connect(config: RayConfig, num_cpus: int) -> Any:
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AssayError(f"cannot reach Ray at {config.address or 'this machine'!r}: {line}") from error
+        raise AssayError(
+            f"cannot reach Ray at {config.address or 'this machine'!r}: {line}; see that it runs there (--address)"
+        ) from error
     own_address = ray.util.get_node_ip_address()
     if config.address is None and not own_address.startswith("127."):
         ray.shutdown()
@@ -272,7 +280,10 @@ def _carry_out(site: _Site, function: Callable[..., Any], arguments: tuple[Any, 
     """What a task does on its node."""
     problem = site.problem()  # this node may have joined after the sweep began
     if problem is not None:
-        raise AssayError(f"node {socket.gethostname()} of the Ray cluster is of no use: {problem}")
+        raise AssayError(
+            f"node {socket.gethostname()} of the Ray cluster is of no use: {problem}; "
+            "mend it, or take it out of the cluster"
+        )
     os.chdir(site.working_folder)  # paths in a config may be relative
     import torch
 

@@ -252,7 +252,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise AssayError(
+            f"cannot read {str(path)!r}: {error.strerror}; see that it is there and may be read"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise AssayError(f"{str(path)!r} is not valid JSON ({error}): delete the run folder and run again") from error
 

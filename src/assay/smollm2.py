@@ -171,7 +171,9 @@ def build_oracle(out: Path, progress: Callable[[str], None]) -> None:
     spell = Encoder(small).spell
     changed = [text for text, ids in zip(texts, before, strict=True) if [kept[i] for i in spell(text)] != ids]
     if changed:
-        raise AssayError(f"the trimmed tokenizer cuts {len(changed)} texts otherwise, such as {changed[0]!r}")
+        raise AssayError(
+            f"the trimmed tokenizer cuts {len(changed)} texts otherwise, such as {changed[0]!r}; keep more tokens"
+        )
     oracle = CausalModel(trimmed_model(full, kept, TEMPERATURE).eval(), "oracle")  # type: ignore[arg-type]
     progress(f"{len(tokenizer):,} tokens trimmed to {len(kept):,}; comparing the laws")
     corpus.write(out)

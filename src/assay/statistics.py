@@ -55,7 +55,10 @@ def paired_difference(a_P: ArrayLike, b_P: ArrayLike) -> Estimate:
     """
     a, b = _finite_vector("the first values", a_P), _finite_vector("the second values", b_P)
     if a.size != b.size:
-        raise AssayError(f"a paired difference needs the same prompts on both sides: {a.size} values against {b.size}")
+        raise AssayError(
+            f"a paired difference needs the same prompts on both sides: {a.size} values against {b.size}; "
+            "keep those that both have"
+        )
     return mean_estimate(a - b)
 
 

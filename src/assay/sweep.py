@@ -42,7 +42,7 @@ def cells(base: Experiment, axes: Mapping[str, Sequence[Any]], seeds: Sequence[i
     if not seeds:
         raise AssayError("a sweep needs at least one seed: such as --seeds 1 2 3")
     if len(set(seeds)) < len(seeds):
-        raise AssayError(f"a seed is given twice: {' '.join(map(str, seeds))}")
+        raise AssayError(f"a seed is given twice: {' '.join(map(str, seeds))}; give each once")
     found = []
     for values in itertools.product(*axes.values()):
         point = dict(zip(axes, values, strict=True))
@@ -70,7 +70,10 @@ def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:
             raise AssayError(f"axis {axis!r} has no values: write {axis}=A,B")
         whole = next((other for other in axes if axis.startswith(f"{other}.")), None)
         if whole is not None:
-            raise AssayError(f"axes {whole!r} and {axis!r} contradict each other: the second is a part of the first")
+            raise AssayError(
+                f"axes {whole!r} and {axis!r} contradict each other: the second is a part of the first, "
+                "leave one of them out"
+            )
 
 
 def _set(config: dict[str, Any], axis: str, value: Any) -> None:
@@ -362,5 +365,5 @@ def make_stage_one(experiment: Experiment, folder: Path) -> dict[str, str]:
 def make_results(experiment: Experiment, folder: Path) -> None:
     """Merged tables, summary and report of the arms that are finished; AssayError when there is none."""
     if not finished_arms(experiment, folder):
-        raise AssayError("no arm is finished")
+        raise AssayError("no arm is finished: run the experiment first")
     write_results(experiment, folder, runs.read_json(folder / "manifest.json")["wall_seconds"])

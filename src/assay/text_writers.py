@@ -108,7 +108,9 @@ class ModelWriter:
         try:
             return self._encoder.prompt(row.columns["prompt"] if row.conversation is None else row.conversation)
         except AssayError as error:
-            raise AssayError(f"the prompt of line {row.line} cannot be used: {error}") from error
+            raise AssayError(
+                f"the prompt of line {row.line} cannot be used: {error}; mend it, or take it out"
+            ) from error
 
     def _texts(self, responses: Sequence[tuple[int, ...]]) -> Texts:
         if any(ids[-1] != self._model.eos_token_id for ids in responses):

@@ -104,7 +104,7 @@ def validate(experiment: Experiment) -> None:
 def _check_judges(judges: tuple[JudgeConfig, ...]) -> None:
     names = [judge.name for judge in judges]
     if len(set(names)) < len(names):
-        raise AssayError(f"two judges have the same name: {names}")
+        raise AssayError(f"two judges have the same name: {names}; rename one")
     for judge in judges:
         name, target = judge.name, judge.target
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name) or name.endswith(("_stderr", "_nats")):
@@ -133,7 +133,9 @@ def command_words(judge: JudgeConfig) -> list[str]:
     try:
         words = shlex.split(judge.target)
     except ValueError as error:
-        raise AssayError(f"the command of judge {judge.name!r} cannot be read: {error}") from error
+        raise AssayError(
+            f"the command of judge {judge.name!r} cannot be read: {error}; quote it as a shell would"
+        ) from error
     if not words or not words[0]:
         raise AssayError(f"the command of judge {judge.name!r} names no program: {judge.target!r}")
     return words
@@ -224,7 +226,7 @@ def _check_arms(arms: tuple[ArmConfig, ...]) -> None:
         raise AssayError("config field 'arms' is empty: an experiment needs at least one")
     names = [arm.name.casefold() for arm in arms]
     if len(set(names)) < len(names):
-        raise AssayError(f"two arms have the same name: {[arm.name for arm in arms]}")
+        raise AssayError(f"two arms have the same name: {[arm.name for arm in arms]}; rename one")
     for arm in arms:
         _check_name("arm", arm.name)
         if not arm.sources or not all(0 < source.weight < math.inf for source in arm.sources):
@@ -292,7 +294,7 @@ def check_server_url(url: str) -> None:
     except ValueError:  # a port that is no number, brackets that do not close
         parts, usable = urlsplit(""), False
     if not usable or not url.isprintable() or " " in url:
-        raise AssayError("the teacher's server is no URL of the form http://host:port/v1")
+        raise AssayError("the teacher's server is no URL of the form http://host:port/v1: write it so")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise AssayError(
             "the URL of the teacher's server holds more than http://host:port/v1: leave out user names, passwords and "

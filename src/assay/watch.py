@@ -18,6 +18,8 @@ from assay.errors import AssayError
 from assay.integrations.trackers import Mirror
 from assay.observation import Observation, Observer
 from assay.report.words import readable, visible
+from assay.runs import say
+from assay.terminal import open_console
 from assay.watch_frame import frame, standing, step_of
 
 _LONGEST_INTERVAL = 3600.0
@@ -41,7 +43,7 @@ def watch(
     if not 0 < interval <= _LONGEST_INTERVAL:
         raise AssayError(f"--interval is {interval:g}: give seconds above 0, at most {_LONGEST_INTERVAL:g}")
     observer = Observer(target, {**named, **named_columns(columns)}, arm)
-    console = Console(highlight=False, emoji=False)
+    console = open_console()
     with Mirror(trackers, logdir) as mirror:
         if once:
             _show_once(observer, mirror, console)
@@ -68,7 +70,8 @@ def look(observer: Observer, mirror: Mirror) -> Observation:
 def _show_once(observer: Observer, mirror: Mirror, console: Console) -> None:
     seen = look(observer, mirror)
     if not seen.watched:
-        raise AssayError("; ".join(seen.troubles))
+        why = "; ".join(trouble.removesuffix(": waiting for it") for trouble in seen.troubles)
+        raise AssayError(f"{why}; give another path, or leave out --once to wait")
     console.print(frame(seen, time.time(), console.width))
 
 
@@ -104,7 +107,7 @@ def _print_lines(observer: Observer, mirror: Mirror, interval: float) -> None:
         seen = look(observer, mirror)
         for trouble in [each for each in seen.troubles if each not in troubles]:
             troubles.add(trouble)
-            print(f"assay: {trouble}", file=sys.stderr, flush=True)
+            say(trouble)
         for each in seen.watched:
             if each.step is not None and shown.get(each.name) != each.step:
                 shown[each.name] = each.step

@@ -12,6 +12,7 @@ from rich.text import Text
 from assay.diagnostics.trajectory import Floats
 from assay.observation import Observation, Samples, Watched
 from assay.report.words import readable, visible
+from assay.terminal import BAD, GOOD, OPEN, verdict_style
 
 _CURVES = {
     "proxy": ("proxy", "bright_blue"),
@@ -20,13 +21,13 @@ _CURVES = {
     "reference_nll": ("references", "magenta"),
 }
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_GOOD, _BAD, _OPEN = "green", "red", "yellow"
-_VERDICT_STYLES = {"healthy": _GOOD, "undecided": _OPEN, "benign_disagreement": _OPEN}
 _LABEL, _NUMBER, _STEP = 14, 8, 11
 """Cells of a line: the curve's name, each of three numbers, and the step of the lowest value."""
 _SMALLEST_SPAN = 0.02
 """A curve that moves by less than this share of its values is drawn flat: noise is no news."""
 _MOST_TROUBLE = 3
+_NARROW = 60
+"""Cells of a frame below which lowest values and scores are left out."""
 _LAYOUTS = (
     *((height, 6, "whole") for height in (4, 3, 2, 1)),
     (1, 3, "whole"),
@@ -131,13 +132,14 @@ def _header(seen: Observation, now: float, width: int) -> Iterator[Text]:
 def _troubles(seen: Observation, width: int) -> Iterator[Text]:
     for trouble in seen.troubles:
         for line in textwrap.wrap(visible(trouble), max(width - 2, 10))[:_MOST_TROUBLE]:
-            yield Text(f"! {line}", style=_OPEN)
+            yield Text(f"! {line}", style=OPEN)
 
 
 def _body(seen: Observation, now: float, width: int, curve_height: int, form: str) -> Iterator[Text]:
     if form != "short" and any(each.log is not None for each in seen.watched):
-        numbers = "".join(f"{name:>{_NUMBER}}" for name in ("now", "change", "lowest"))
-        yield Text(f"{'  over log(1 + step)':<{_LABEL + _room(width)}}{numbers} at step", style="dim")
+        names = ("now", "change") if width < _NARROW else ("now", "change", "lowest")
+        numbers = "".join(f"{name:>{_NUMBER}}" for name in names) + ("" if width < _NARROW else " at step")
+        yield Text(f"{'  over log(1 + step)':<{_LABEL + _room(width)}}{numbers}", style="dim")
     label = max((len(each.name) for each in seen.watched), default=0)
     for each in seen.watched:
         if form == "short" or (form == "short if finished" and each.is_finished):
@@ -158,10 +160,11 @@ def _arm_lines(each: Watched, now: float, width: int, curve_height: int) -> Iter
         return
     for label, colour, values in _curves_of(each):
         yield from _curve_lines(each, label, colour, values, width, curve_height)
-    verdict = Text("  ").append(_verdict(each), style=_verdict_style(each))
+    shown = readable(each.diagnosis.verdict) if width < _NARROW else _verdict(each)
+    verdict = Text("  ").append(shown, style=_verdict_style(each))
     verdict.append(f" · keep step {step_of(each.diagnosis.recommended_step)}")
     if each.alarm_step is not None:
-        verdict.append(f" · alarm from step {each.alarm_step:,}", style=_BAD)
+        verdict.append(f" · alarm from step {each.alarm_step:,}", style=BAD)
     yield verdict
     yield from (Text(f"  {text}", style="dim") for text in each.deeds)
 
@@ -184,12 +187,13 @@ def _curve_lines(
     best = f"{_written(float(values[lowest]), values):>{_NUMBER}} at {step_of(float(steps[lowest]))}"
     whole = Text(f"  {label:<{_LABEL - 2}}").append(line, style=colour)
     whole.append(f"{_written(last, values):>{_NUMBER}}", style="bold")
-    whole.append(f"{change:>{_NUMBER}}", style={"−": _GOOD, "+": _BAD}.get(change[0], ""))
-    yield whole.append(best, style="dim")
+    whole.append(f"{change:>{_NUMBER}}", style={"−": GOOD, "+": BAD}.get(change[0], ""))
+    yield whole if width < _NARROW else whole.append(best, style="dim")
 
 
 def _room(width: int) -> int:
-    return max(width - _LABEL - 3 * _NUMBER - _STEP, 1)
+    numbers = 2 * _NUMBER if width < _NARROW else 3 * _NUMBER + _STEP
+    return max(width - _LABEL - numbers, 1)
 
 
 def _samples(samples: Samples, most: int, width: int) -> Iterator[Text]:
@@ -230,10 +234,10 @@ def _verdict(each: Watched) -> str:
 def _verdict_style(each: Watched) -> str:
     if each.diagnosis is None or each.log is None:
         return "dim"
-    style = _VERDICT_STYLES.get(each.diagnosis.verdict, _BAD)
+    style = verdict_style(each.diagnosis.verdict)
     # Golden may rise a little at first in every arm, and fall again.
     by_golden = each.log.trajectory.get("golden") is not None
-    return _OPEN if style == _BAD and by_golden and not each.is_finished else style
+    return OPEN if style == BAD and by_golden and not each.is_finished else style
 
 
 def _written(value: float, column: Floats, signed: bool = False) -> str:

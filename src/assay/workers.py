@@ -44,7 +44,7 @@ def num_cores() -> int:
 def num_workers(asked: int | None) -> int:
     """How many processes to use: those asked for, or one per core. Raises AssayError for less than one."""
     if asked is not None and asked < 1:
-        raise AssayError(f"a sweep needs at least one worker, not {asked}")
+        raise AssayError(f"a sweep needs at least one worker, not {asked}: raise --workers")
     return asked or num_cores()
 
 

@@ -84,7 +84,8 @@ class Workspace:
             prompts = self.prompts("oracle", self.experiment.stage_one.num_oracle_prompts)
         if source.writer == "dataset" and not all(prompt.reference_ids for prompt in prompts):
             raise AssayError(
-                f"writer 'dataset' needs a reference for every prompt of task {self.experiment.task.name!r}"
+                f"writer 'dataset' needs a reference for every prompt of task {self.experiment.task.name!r}: "
+                "give the others one, or choose another writer"
             )
         return prompts
 

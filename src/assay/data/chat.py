@@ -106,7 +106,10 @@ class ChatTemplate:
         mark = uuid.uuid4().hex
         rendered = self._rendered((Message("user", "a"), Message("assistant", mark)), asks=False)
         if mark not in rendered:
-            raise AssayError("the chat template leaves out the answer of the assistant")
+            raise AssayError(
+                "the chat template leaves out the answer of the assistant: "
+                "leave such prompts out, or set task.chat_template to false"
+            )
         return rendered.rpartition(mark)[2]
 
     def _rendered(self, conversation: Conversation, asks: bool = True) -> str:
@@ -122,7 +125,10 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
             roles = ", ".join(message.role for message in conversation)
             cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AssayError(f"the chat template cannot render messages of {roles}: {cause}") from error
+            raise AssayError(
+                f"the chat template cannot render messages of {roles}: {cause}; "
+                "leave such prompts out, or set task.chat_template to false"
+            ) from error
 
 
 def chat_template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -147,11 +147,12 @@ def vendi_score(similarity_NN: np.ndarray) -> float:
     """
     size = len(similarity_NN)
     if similarity_NN.shape != (size, size) or not size or not np.allclose(np.diag(similarity_NN), 1, atol=1e-6):
-        raise AssayError("a Vendi score needs a square matrix of similarities, each row 1 to itself")
+        raise AssayError("a Vendi score needs a square matrix of similarities, each row 1 to itself: give one")
     values = np.linalg.eigvalsh(similarity_NN.astype(np.float64) / size)
     if values[0] < -1e-6:
         raise AssayError(
-            "a Vendi score needs similarities that some vectors have: the matrix has a negative eigenvalue"
+            "a Vendi score needs similarities that some vectors have: the matrix has a negative eigenvalue; "
+            "take the cosines of embeddings"
         )
     values = values[values > 0]
     return float(np.exp(-(values * np.log(values)).sum()))
@@ -178,7 +179,9 @@ def unit_vectors(rows_NH: np.ndarray, centre_H: np.ndarray) -> np.ndarray:
     shifted_NH = rows_NH - centre_H
     norm_N1 = np.linalg.norm(shifted_NH, axis=1, keepdims=True)
     if not (norm_N1 > 0).all():
-        raise AssayError("a prompt or response has the embedding of the held-out mean itself, which has no direction")
+        raise AssayError(
+            "a prompt or response has the embedding of the held-out mean itself, which has no direction: leave it out"
+        )
     return shifted_NH / norm_N1
 
 

@@ -49,7 +49,7 @@ def prompts_of(
     for number, one in enumerate(given[:num_prompts]):
         where = f"{what}[{number}]"
         if isinstance(one, str) and not one.strip():
-            raise AssayError(f"{where} is empty")
+            raise AssayError(f"{where} is empty: give it a text, or leave it out")
         if isinstance(one, str) and not chat_template:
             text, token_ids = one, encoder.prompt(one)
         else:

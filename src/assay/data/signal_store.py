@@ -178,7 +178,10 @@ class SignalStore(CachedLogProbs):
         except FileNotFoundError:
             return  # another process was first
         except OSError as error:
-            raise AssayError(f"cannot set {str(shard)!r} aside, which is damaged: {error.strerror}") from error
+            raise AssayError(
+                f"cannot set {str(shard)!r} aside, which is damaged: {error.strerror}; "
+                "delete it, or choose another distillation.signal_store"
+            ) from error
         runs.say(f"{str(shard)!r} is damaged ({cause}): set aside, its signals are computed again")
 
 

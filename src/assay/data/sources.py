@@ -91,7 +91,9 @@ class ResponseSource:
         if config.writer == "dataset" and completions_per_prompt > 1:
             raise AssayError("a data set has one reference per prompt: completions_per_prompt must be 1")
         if config.writer == "dataset" and not all(prompt.reference_ids for prompt in prompts):
-            raise AssayError("writer 'dataset' needs a reference for every prompt")
+            raise AssayError(
+                "writer 'dataset' needs a reference for every prompt: give the others one, or choose another writer"
+            )
         self.config = config
         self.prompts = prompts
         self.completions_per_prompt = completions_per_prompt
@@ -178,10 +180,16 @@ class ResponseSource:
     def preload(self, responses: Sequence[Response]) -> None:
         """Take these responses (in the order of the pairs) instead of writing them."""
         if len(responses) != self.num_pairs:
-            raise AssayError(f"{len(responses)} stored responses for {self.num_pairs} pairs: they must match")
+            raise AssayError(
+                f"{len(responses)} stored responses for {self.num_pairs} pairs: they must match; "
+                "delete the arm's folder, the same command repeats it"
+            )
         for pair, response in enumerate(responses):
             if response.prompt_id != self._prompt_of(pair).id:
-                raise AssayError(f"stored response {pair} belongs to prompt {response.prompt_id!r}, not to its pair")
+                raise AssayError(
+                    f"stored response {pair} belongs to prompt {response.prompt_id!r}, not to its pair: "
+                    "delete the arm's folder, the same command repeats it"
+                )
             self._stored[pair] = _Stored(response)
         self.counters.num_responses += len(responses)
 

@@ -286,7 +286,9 @@ def _digest(path: Path) -> str:
     try:
         return runs.file_digest(*(shard_paths(path) if is_sharded(path) else [path]))[:16]
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise AssayError(
+            f"cannot read {str(path)!r}: {error.strerror or error}; see that the file is there and may be read"
+        ) from error
 
 
 def fetch_corpus(task: Task) -> Path:
@@ -300,7 +302,10 @@ def fetch_corpus(task: Task) -> Path:
     print(f"assay: fetching task {task.name!r} once, into {path}", file=sys.stderr, flush=True)
     rows, facts = task.fetch()
     if not rows:
-        raise AssayError(f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept")
+        raise AssayError(
+            f"task {task.name!r}: what was fetched holds no row that can be used; nothing was kept: "
+            "give a .jsonl file instead"
+        )
     try:
         table = pa.Table.from_pylist(rows)
     except pa.ArrowException as error:
@@ -320,14 +325,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "assay" / "tasks"
 
 
-def describe_tasks() -> list[str]:
-    """A line for every named task: what ships, and what is fetched (and whether it already is)."""
-    lines = []
-    for task in TASKS.values():
-        here = "is here" if _corpus_path(task).exists() and _facts_path(task).exists() else "is not here yet"
-        origin = "ships" if task.fetch is None else f"fetched; {here}"
-        lines.append(f"{task.name:21} {origin:26} {task.template!r} -> {task.reference}; licence: {task.licence}")
-    return lines
+def describe_tasks() -> list[dict[str, Any]]:
+    """Every named task: what ships, what is fetched and whether it already is, and what a row of it becomes."""
+    return [
+        {
+            "name": task.name,
+            "ships": task.fetch is None,
+            "here": _corpus_path(task).exists() and _facts_path(task).exists(),
+            "template": task.template,
+            "reference": task.reference,
+            "licence": task.licence,
+        }
+        for task in TASKS.values()
+    ]
 
 
 def _corpus_path(task: Task) -> Path:

@@ -94,10 +94,10 @@ def stream_rows(path: Path) -> Iterator[UserRow]:
         for number, (columns, problem) in enumerate(found, start=1):
             problem = problem or _problem(columns, REFERENCE, None)
             if problem is not None:
-                raise AssayError(f"{str(path)!r}: line {number} {problem}")
+                raise AssayError(f"{str(path)!r}: line {number} {problem}; mend that line, or take it out")
             yield _checked(number, columns, REFERENCE, None)
     if number == 0:
-        raise AssayError(f"{str(path)!r} holds no rows")
+        raise AssayError(f"{str(path)!r} holds no rows: give a file with at least one prompt")
 
 
 def refuse(path: Path, problems: Sequence[tuple[int, str]], num_rows: int) -> None:
@@ -105,7 +105,10 @@ def refuse(path: Path, problems: Sequence[tuple[int, str]], num_rows: int) -> No
     if problems:
         first = "; ".join(f"line {number} {problem}" for number, problem in problems[:SHOWN_PROBLEMS])
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise AssayError(f"{str(path)!r}: {len(problems)} of {num_rows} lines cannot be used: {first}{more}")
+        raise AssayError(
+            f"{str(path)!r}: {len(problems)} of {num_rows} lines cannot be used: {first}{more}; "
+            "mend these lines, or take them out"
+        )
 
 
 def is_unicode(text: str) -> bool:
@@ -121,7 +124,7 @@ def _found(path: Path) -> list[tuple[dict[str, Any], str | None]]:
         else:
             found = list(_jsonl(path) if path.suffix.lower() == ".jsonl" else _parquet(path))
     if not found:
-        raise AssayError(f"{str(path)!r} holds no rows")
+        raise AssayError(f"{str(path)!r} holds no rows: give a file with at least one prompt")
     return found
 
 
@@ -129,7 +132,7 @@ def _found(path: Path) -> list[tuple[dict[str, Any], str | None]]:
 def _readable(path: Path) -> Iterator[None]:
     """Turns what reading a file of prompts raises into one sentence."""
     if not is_user_file(str(path)):
-        raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet")
+        raise AssayError(f"{str(path)!r}: a file of prompts ends in .jsonl or .parquet: write it as one of these")
     try:
         if not is_sharded(path):
             with path.open("rb") as file:
@@ -137,9 +140,12 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]  # pyarrow's have no errno
-        raise AssayError(f"cannot read {str(path)!r}: {reason}") from error
+        raise AssayError(f"cannot read {str(path)!r}: {reason}; see that the file is there and may be read") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:  # of values that Python cannot hold
-        raise AssayError(f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}") from error
+        raise AssayError(
+            f"{str(path)!r} cannot be read as a file of prompts: {str(error).splitlines()[0]}; "
+            "write it anew as JSON lines in UTF-8, or as parquet"
+        ) from error
 
 
 def _jsonl(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
@@ -206,7 +212,10 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 def check_columns(source: str, names: Sequence[str]) -> None:
     """Raises AssayError when no column holds prompts."""
     if not set(PROMPTS).intersection(names):
-        raise AssayError(f"{source} has no column 'prompt' or 'messages': it has {', '.join(names) or 'none'}")
+        raise AssayError(
+            f"{source} has no column 'prompt' or 'messages': it has {', '.join(names) or 'none'}; "
+            "rename the one that holds the prompts"
+        )
 
 
 def _plain(column: pa.Array) -> pa.Array:

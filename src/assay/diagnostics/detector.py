@@ -157,7 +157,9 @@ class Detector:
         known = {name: record[name] for name in ("step", *COLUMNS) if record.get(name) is not None}
         for name in ("step", "proxy"):
             if name not in known:
-                raise AssayError(f"a record for the detector needs {name!r}: {', '.join(sorted(record))} are there")
+                raise AssayError(
+                    f"a record for the detector needs {name!r}: {', '.join(sorted(record))} are there; add it"
+                )
         for name, value in known.items():
             if not _is_finite(value):
                 raise AssayError(f"{name!r} must be a finite number, not {reprlib.repr(value)}")
@@ -165,7 +167,8 @@ class Detector:
             raise AssayError(f"the step is {known['step']:g}: steps must not be negative")
         if self._records and known["step"] <= self._records[-1]["step"]:
             raise AssayError(
-                f"step {known['step']} comes after step {self._records[-1]['step']:g}: steps must increase"
+                f"step {known['step']} comes after step {self._records[-1]['step']:g}: steps must increase; "
+                "add records in their order"
             )
         self._records.append({name: float(value) for name, value in known.items()})
         if len(self._records) < curves.MIN_POINTS:
@@ -191,7 +194,7 @@ class Detector:
     def diagnose(self) -> Diagnosis:
         """The diagnosis of what was seen so far."""
         if len(self._records) < 2:
-            raise AssayError("a diagnosis needs at least two evaluations")
+            raise AssayError("a diagnosis needs at least two evaluations: wait for the next one")
         return diagnose(self.trajectory, calibration=self.calibration)
 
 

@@ -394,7 +394,8 @@ def _too_few(golden_SP: Floats) -> str:
         return ""
     return (
         f"a verdict needs at least {MIN_EVALUATIONS} evaluations and {MIN_PROMPTS} held-out prompts, "
-        f"but there are {num_steps} and {num_prompts}"
+        f"but there are {num_steps} and {num_prompts}: "
+        "evaluate more often, or hold out more prompts"
     )
 
 

@@ -260,7 +260,7 @@ def _file(prompts: str) -> Path:
     if not task.own:
         raise AssayError(
             f"{prompts!r} is a task of assay, whose splits and lengths are looked after: the doctor examines a .jsonl "
-            f"or .parquet file, or {DATASET}ID"
+            f"or .parquet file, or {DATASET}ID, give one of these"
         )
     return fetch_corpus(task)
 
@@ -317,5 +317,7 @@ def _said(path: Path, row: UserRow, template: str) -> tuple[str | Conversation, 
 def _text(path: Path, row: UserRow, column: str) -> str:
     value = row.columns.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise AssayError(f"{str(path)!r}: column {column!r} of line {row.line} is no text, or empty")
+        raise AssayError(
+            f"{str(path)!r}: column {column!r} of line {row.line} is no text, or empty; mend it, or take that line out"
+        )
     return value

@@ -50,7 +50,10 @@ class Side:
         """Output rows, as the config says."""
         size = getattr(self.config.get_text_config(), "vocab_size", None)
         if not isinstance(size, int):
-            raise AssayError(f"the config.json of model {self.name!r} states no vocab_size: it is no language model")
+            raise AssayError(
+                f"the config.json of model {self.name!r} states no vocab_size: it is no language model: "
+                "name a causal or an encoder-decoder one"
+            )
         return size
 
     @property
@@ -120,7 +123,9 @@ def _generation_config(name: str) -> dict[str, Any]:
         path = cached_file(checkpoint_of(name), "generation_config.json", _raise_exceptions_for_missing_entries=False)
         content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AssayError(f"cannot read generation_config.json of model {name!r}: {error}") from error
+        raise AssayError(
+            f"cannot read generation_config.json of model {name!r}: {error}; mend it, or delete it"
+        ) from error
     if not isinstance(content, dict):
         raise AssayError(f"generation_config.json of model {name!r} is no JSON object: mend it, or delete it")
     return content

@@ -59,7 +59,7 @@ class HostLog:
     def add(self, found: Evaluation, step: int, epoch: float | None) -> dict[str, Any]:
         """Writes an evaluation and returns its record, with what the detector says so far (None: too early)."""
         if not all(value is None or math.isfinite(value) for value in found.means.values()):
-            raise AssayError("the student's log-probabilities are not finite")
+            raise AssayError("the student's log-probabilities are not finite: lower the learning rate")
         record = {"arm": ARM, "seed": self.probe.seed, "step": step, "epoch": epoch, "probe": self.probe.digest}
         record |= found.means
         record["detector_score"] = self.detector.update(as_a_log(record))

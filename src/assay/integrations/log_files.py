@@ -33,12 +33,12 @@ def read_file(path: Path, columns: Mapping[str, str]) -> Sheet:
     if path.is_dir() or (EVENTS in path.name and path.is_file()):
         return _read_events(path, columns.values())
     if not path.is_file():
-        raise AssayError(f"{str(path)!r} is neither a file nor a folder")
+        raise AssayError(f"{str(path)!r} is neither a file nor a folder: give the path of a log, or of a run folder")
     with path.open("rb") as file:
         start = file.read(_SNIFFED)
     suffix = path.suffix.lower()
     if not start:
-        raise AssayError(f"{str(path)!r} is empty")
+        raise AssayError(f"{str(path)!r} is empty: wait for its first evaluations, or give another log")
     refuse_stand_in(path, start)
     given = columns.values()
     if start.startswith(b"PAR1"):
@@ -61,7 +61,7 @@ def _text(path: Path) -> str:
     if "\0" in text:
         raise _binary(path)
     if not text.strip():
-        raise AssayError(f"{str(path)!r} is empty")
+        raise AssayError(f"{str(path)!r} is empty: wait for its first evaluations, or give another log")
     return text
 
 
@@ -105,7 +105,7 @@ def _record(line: bytes, number: int, sheet: Sheet) -> Any:
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError) or b"\0" in line:
             raise _binary(sheet.path) from error
-        raise AssayError(f"{sheet.at(number)} is not valid JSON: {error}") from error
+        raise AssayError(f"{sheet.at(number)} is not valid JSON: {error}; mend it, or take it out") from error
 
 
 def _read_lines_fast(data: bytes, path: Path, given: Collection[str]) -> Sheet | None:
@@ -135,7 +135,7 @@ def _num_lines(data: bytes) -> int:
 
 
 def _too_deep(where: str) -> AssayError:
-    return AssayError(f"{where} is nested too deep to be a record of a log")
+    return AssayError(f"{where} is nested too deep to be a record of a log: write names with one value each")
 
 
 def _read_json(path: Path, given: Collection[str]) -> Sheet:
@@ -149,13 +149,18 @@ def _read_json(path: Path, given: Collection[str]) -> Sheet:
     except RecursionError as error:
         raise _too_deep(repr(str(path))) from error
     except json.JSONDecodeError as error:
-        raise AssayError(f"line {error.lineno} of {str(path)!r} is not valid JSON: {error.msg}") from error
+        raise AssayError(
+            f"line {error.lineno} of {str(path)!r} is not valid JSON: {error.msg}; mend it, or write the log anew"
+        ) from error
     except ValueError as error:
-        raise AssayError(f"{str(path)!r} is not valid JSON: {error}") from error
+        raise AssayError(f"{str(path)!r} is not valid JSON: {error}; mend it, or write the log anew") from error
     if isinstance(records, dict):
         records = records.get("log_history")
     if not isinstance(records, list):
-        raise AssayError(f"{str(path)!r} is neither a list of records nor a trainer's state with 'log_history'")
+        raise AssayError(
+            f"{str(path)!r} is neither a list of records nor a trainer's state with 'log_history': "
+            "write a list of records, or one a line (.jsonl)"
+        )
     sheet = Sheet(path, "entry", given)
     for number, record in enumerate(records, start=1):
         sheet.add(number, record)
@@ -181,7 +186,7 @@ def _read_csv(path: Path, given: Collection[str]) -> Sheet:
             for cells in lines:
                 _add_cells(sheet, lines.line_num, names, cells)
         except (csv.Error, UnicodeDecodeError) as error:
-            raise AssayError(f"{sheet.at(lines.line_num)} is not valid CSV: {error}") from error
+            raise AssayError(f"{sheet.at(lines.line_num)} is not valid CSV: {error}; mend that line") from error
     return sheet
 
 
@@ -193,7 +198,9 @@ def _add_cells(sheet: Sheet, line: int, names: list[str], cells: list[str]) -> N
     if not cells:
         return
     if len(cells) != len(names):
-        raise AssayError(f"{sheet.at(line)} has {len(cells)} cells, but the header names {len(names)} columns")
+        raise AssayError(
+            f"{sheet.at(line)} has {len(cells)} cells, but the header names {len(names)} columns: mend that line"
+        )
     for name, cell in zip(names, cells, strict=True):
         column = sheet.columns.get(name)
         if column is None or not cell.strip():
@@ -267,7 +274,7 @@ def _read_parquet(path: Path, given: Collection[str]) -> Sheet:
                 sheet.columns[name] = _from_parquet(file.read([name])[name], name)
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise AssayError(f"{str(path)!r} is not a whole parquet file: {reason}") from error
+        raise AssayError(f"{str(path)!r} is not a whole parquet file: {reason}; write it anew") from error
     return sheet
 
 
@@ -299,7 +306,7 @@ def _read_trackio(path: Path, given: Collection[str]) -> Sheet:
             connection.close()
     except sqlite3.Error as error:
         reason = f"cannot be read as the database of a Trackio project: {error}"
-        raise AssayError(f"{str(path)!r} {reason}") from error
+        raise AssayError(f"{str(path)!r} {reason}; export it as CSV or JSON") from error
     return sheet
 
 
@@ -309,7 +316,9 @@ def _blob(metrics: Any, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise _too_deep(where) from error
     except (TypeError, ValueError) as error:
-        raise AssayError(f"'metrics' in {where} is not valid JSON: {error}") from error
+        raise AssayError(
+            f"'metrics' in {where} is not valid JSON: {error}; export the project as CSV or JSON"
+        ) from error
     if not isinstance(record, dict):
         raise AssayError(f"'metrics' in {where} is {reprlib.repr(record)}, but should be an object with names")
     return record
@@ -339,5 +348,8 @@ def _read_events(path: Path, given: Collection[str]) -> Sheet:
             if values.size == 1 and values.dtype.kind in "fiu":
                 sheet.add(next(numbers), {tag: float(values.item()), STEP: event.step})
     if not sheet.names:
-        raise AssayError(f"{str(path)!r} holds no scalars: it is damaged, or nothing was logged yet")
+        raise AssayError(
+            f"{str(path)!r} holds no scalars: it is damaged, or nothing was logged yet; "
+            "wait for the first evaluations, or give another log"
+        )
     return sheet

@@ -52,14 +52,16 @@ def read_log(path: Path, columns: Mapping[str, str] = {}, arm: str | None = None
         if name not in (STEP, *COLUMNS):
             raise unknown_name("column", name, (STEP, *COLUMNS))
     if "\0" in str(path):
-        raise AssayError(f"cannot read {str(path)!r}: no path has a NUL in it")
+        raise AssayError(f"cannot read {str(path)!r}: no path has a NUL in it; give another")
     try:
         inside = {each.name for each in path.iterdir()} if stat.S_ISDIR(path.stat().st_mode) else set()
         if is_run(inside):
             return _read_run(path, columns, arm)
         sheet = read_file(path, columns)
     except OSError as error:
-        raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        raise AssayError(
+            f"cannot read {str(path)!r}: {error.strerror or error}; see that it is there and may be read"
+        ) from error
     chosen = _choose_arm(sheet, arm)
     names = _choose_columns(sheet, columns)
     return Log(_align(sheet, names), sheet.guesses, chosen, None)
@@ -99,7 +101,7 @@ def _one_of(arms: list[str], arm: str | None, guesses: list[str]) -> str:
 def _choose_columns(sheet: Sheet, given: Mapping[str, str]) -> dict[str, str]:
     """The name in the log of each column that is to be used; the step and the proxy are among them."""
     if not sheet.names:
-        raise AssayError(f"{str(sheet.path)!r} holds no records")
+        raise AssayError(f"{str(sheet.path)!r} holds no records: wait for the first, or give another log")
     chosen = {meaning: _given(sheet, meaning, name) for meaning, name in given.items() if name.lower() != NONE}
     candidates: dict[str, list[tuple[tuple[int, int], str]]] = {}
     for name in sheet.columns:
@@ -171,7 +173,10 @@ def _align(sheet: Sheet, names: Mapping[str, str]) -> Trajectory:
     evaluations, proxy = series.pop("proxy")
     if len(evaluations) < 2:
         found = f"only one point, at step {evaluations[0]:g}" if len(evaluations) else "no point"
-        raise AssayError(f"{names['proxy']!r} of {str(sheet.path)!r} has {found}: at least two are needed")
+        raise AssayError(
+            f"{names['proxy']!r} of {str(sheet.path)!r} has {found}: at least two are needed; "
+            "wait for the next evaluation, or give another log"
+        )
     columns = {"proxy": proxy}
     for meaning in COLUMNS:
         if meaning in series:
@@ -205,7 +210,9 @@ def _by_step(
     place = np.searchsorted(step_rows, rows)
     lacking = np.flatnonzero((place == len(step_rows)) | (step_rows[np.minimum(place, len(step_rows) - 1)] != rows))
     if len(lacking):
-        raise AssayError(f"{sheet.at(int(rows[lacking[0]]))} has a value of {name!r} but no step")
+        raise AssayError(
+            f"{sheet.at(int(rows[lacking[0]]))} has a value of {name!r} but no step: give it one, or take it out"
+        )
     own = steps[place]
     order = np.argsort(own, kind="stable")
     own, values, rows = own[order], values[order], rows[order]

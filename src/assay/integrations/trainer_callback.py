@@ -80,7 +80,7 @@ class HackingCallback(TrainerCallback):
         if num_evaluations < 2:
             raise AssayError(f"num_evaluations is {num_evaluations}: a curve needs at least 2")
         if every is not None and every < 1:
-            raise AssayError(f"every is {every}: it counts steps between evaluations, at least 1")
+            raise AssayError(f"every is {every}: it counts steps between evaluations, give at least 1")
         if on_alarm not in ("warn", "stop", "nothing"):
             raise AssayError(f"on_alarm is {on_alarm!r}: choose 'warn', 'stop' or 'nothing'")
         self.probe = probe

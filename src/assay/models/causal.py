@@ -26,7 +26,10 @@ class CausalModel(PretrainedModel):
         self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
     ) -> None:
         if not isinstance(getattr(module.config, "max_position_embeddings", None), int):
-            raise AssayError(f"model {name!r} ({type(module).__name__}) states no context length: it is not supported")
+            raise AssayError(
+                f"model {name!r} ({type(module).__name__}) states no context length: it is not supported; "
+                "set max_position_embeddings in its config.json, or choose another model"
+            )
         self.max_context_tokens = int(module.config.max_position_embeddings)
         self._is_packing = False
         super().__init__(module, name, eos_token_id, vocab_size)

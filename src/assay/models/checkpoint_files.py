@@ -27,7 +27,9 @@ def check_descriptions(name: str, checkpoint: str) -> None:
                 with path.open("rb") as file:
                     refuse_stand_in(path, file.read(NUM_TELLING_BYTES))
             except OSError as error:
-                raise AssayError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+                raise AssayError(
+                    f"cannot read {str(path)!r}: {error.strerror or error}; see that it is there and may be read"
+                ) from error
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise AssayError(f"{name!r} holds an adapter alone: merge it into its base model, and save that as a whole")
 
@@ -43,9 +45,15 @@ def check_weights(name: str, checkpoint: str, allow_pickle: bool) -> None:
     shards = _json(name, checkpoint, INDEX).get("weight_map", {})
     for shard in shards.values() if isinstance(shards, dict) else ():
         if not isinstance(shard, str) or PurePosixPath(shard).name != shard or "\\" in shard:
-            raise AssayError(f"the {INDEX} of model {name!r} names {shard!r}, which is outside of its folder: refused")
+            raise AssayError(
+                f"the {INDEX} of model {name!r} names {shard!r}, which is outside of its folder: refused, "
+                "save the model again as a whole"
+            )
         if not shard.endswith(".safetensors"):
-            raise AssayError(f"the {INDEX} of model {name!r} names {shard!r}, which is no safetensors file: refused")
+            raise AssayError(
+                f"the {INDEX} of model {name!r} names {shard!r}, which is no safetensors file: refused, "
+                "save the model again as safetensors"
+            )
     _json(name, checkpoint, GENERATION)
 
 
@@ -69,7 +77,9 @@ def _json(name: str, checkpoint: str, file: str) -> dict[str, Any]:
         )
         content = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AssayError(f"cannot read {file} of model {name!r}: {str(error).splitlines()[0]}") from error
+        raise AssayError(
+            f"cannot read {file} of model {name!r}: {str(error).splitlines()[0]}; mend it, or fetch the model again"
+        ) from error
     if not isinstance(content, dict):
         raise AssayError(f"{file} of model {name!r} is no JSON object: mend it, or fetch the model again")
     return content

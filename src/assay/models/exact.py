@@ -226,7 +226,8 @@ class HiddenMarkovModel(_World):
         if self.initial_H.shape != (states,) or self.transitions_HH.shape != (states, states):
             raise AssayError(
                 f"emissions_HV has {states} hidden states, but initial_H has shape "
-                f"{tuple(self.initial_H.shape)} and transitions_HH {tuple(self.transitions_HH.shape)}"
+                f"{tuple(self.initial_H.shape)} and transitions_HH {tuple(self.transitions_HH.shape)}: "
+                "give all of them for the same states"
             )
         if not bool((self.emissions_HV > 0).all()):
             raise AssayError("emissions_HV has zeros: every hidden state must be able to emit every token")

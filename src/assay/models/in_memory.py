@@ -43,7 +43,7 @@ def frozen_models(
     (logging.enable_progress_bar if shows_progress else logging.disable_progress_bar)()
     eos = tokenizer.eos_token_id
     if not isinstance(eos, int):
-        raise AssayError("the tokenizer has no end-of-sequence token: responses could not end")
+        raise AssayError("the tokenizer has no end-of-sequence token: responses could not end; set its eos_token")
     models: dict[Writer, LanguageModel] = {}
     for role, model in given.items():
         if model is None:
@@ -97,7 +97,8 @@ def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
         plain = plain.get_base_model()
     if not isinstance(plain, PreTrainedModel):
         raise AssayError(
-            f"the trained model is a {type(plain).__name__}, and assay can measure transformers models only"
+            f"the trained model is a {type(plain).__name__}, and assay can measure transformers models only: "
+            "take HackingCallback out, or train one of these"
         )
     return plain
 

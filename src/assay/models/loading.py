@@ -123,7 +123,10 @@ def load_model(
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
             first = sorted(map(str, found[kind]))[0]
-            raise AssayError(f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole")
+            raise AssayError(
+                f"model {name!r} has {kind.replace('_', ' ')} (such as {first}): its file is not whole; "
+                "fetch it, or save it, again"
+            )
     if eos_token_id is None:
         eos_token_id = _eos_token_id_beside(module, name, trust_remote_code)
     return adapter(module.to(device).eval(), name, eos_token_id, vocab_size)
@@ -181,7 +184,10 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     with _readable_errors("tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint_of(name), trust_remote_code=trust_remote_code)
     if len(tokenizer) <= 1 or tokenizer.eos_token_id is None:
-        raise AssayError(f"{name!r} ships no tokenizer with an end-of-sequence token: responses could not end")
+        raise AssayError(
+            f"{name!r} ships no tokenizer with an end-of-sequence token: responses could not end; "
+            "set eos_token in its tokenizer_config.json"
+        )
     return tokenizer
 
 
@@ -204,7 +210,8 @@ def framing_of(tokenizer: PreTrainedTokenizerBase, prompts_are_closed: bool) -> 
             if framed[i : i + len(plain)] == plain:
                 return tuple(framed[:i]), tuple(framed[i + len(plain) :])
         raise AssayError(
-            f"the tokenizer of {tokenizer.name_or_path!r} changes text when it adds special tokens: it is not supported"
+            f"the tokenizer of {tokenizer.name_or_path!r} changes text when it adds special tokens: it is not "
+            "supported; choose a model with another tokenizer"
         )
 
     plain = tokenizer.encode("a", add_special_tokens=False)
@@ -220,7 +227,10 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise AssayError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise AssayError(
+            f"device {device!r} cannot be used: {str(error).splitlines()[0]}; "
+            "set models.device to cpu, or to one that this machine has"
+        ) from error
 
 
 def check_fits(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None:
@@ -228,7 +238,8 @@ def check_fits(tokenizer: PreTrainedTokenizerBase, model: LanguageModel) -> None
     largest = num_token_ids(tokenizer) - 1
     if largest >= model.vocab_size:
         raise AssayError(
-            f"the tokenizer has ids up to {largest}, but {model.name!r} predicts {model.vocab_size} tokens"
+            f"the tokenizer has ids up to {largest}, but {model.name!r} predicts {model.vocab_size} tokens: "
+            "save the tokenizer that it was trained with beside it"
         )
     if tokenizer.eos_token_id != model.eos_token_id:
         raise AssayError(

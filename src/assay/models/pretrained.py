@@ -87,7 +87,8 @@ class PretrainedModel(ABC):
         if not self.eos_token_id < self.vocab_size <= num_rows:
             raise AssayError(
                 f"model {name!r} predicts {num_rows} tokens and ends responses with token {self.eos_token_id}: it has "
-                f"no law over the first {self.vocab_size} tokens"
+                f"no law over the first {self.vocab_size} tokens; "
+                "choose models that share a tokenizer"
             )
         self._logits_bias: Tensor | None = getattr(module, "final_logits_bias", None)
         self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
@@ -211,10 +212,13 @@ class PretrainedModel(ABC):
             except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise AssayError(
                     f"model {self.name!r} ({type(self.module).__name__}) cannot be run as its family is: it is not "
-                    "supported"
+                    "supported; choose a model of another family"
                 ) from error
             if not expected.isfinite().all():
-                raise AssayError(f"model {self.name!r} gives logits that are not finite: its weights are damaged")
+                raise AssayError(
+                    f"model {self.name!r} gives logits that are not finite: its weights are damaged; "
+                    "fetch them, or save them, again"
+                )
             for scale in self._logit_scales:
                 self._logit_scale = scale
                 ours = self._logits(hidden)
@@ -223,7 +227,8 @@ class PretrainedModel(ABC):
                     return
         raise AssayError(
             f"model {self.name!r} ({type(self.module).__name__}) does more to its logits than a linear head, "
-            "a scale, a bias and a soft cap: assay cannot compute its losses from hidden states"
+            "a scale, a bias and a soft cap: assay cannot compute its losses from hidden states; "
+            "choose a model of another family"
         )
 
     def _check_decoding(self) -> None:
@@ -238,7 +243,8 @@ class PretrainedModel(ABC):
                 error = raised
         raise AssayError(
             f"model {self.name!r} ({type(self.module).__name__}) does not decode padded prompts with a cache as it "
-            "scores them: its samples would not be its own; it is not supported"
+            "scores them: its samples would not be its own; it is not supported: "
+            "choose a model of another family"
         ) from error
 
     @torch.no_grad()

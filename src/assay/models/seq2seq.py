@@ -31,7 +31,10 @@ class Seq2SeqModel(PretrainedModel):
         config = module.config
         limit = getattr(config, "max_position_embeddings", None)
         if not isinstance(limit, int) and not hasattr(config, "relative_attention_num_buckets"):
-            raise AssayError(f"model {name!r} ({type(module).__name__}) states no context length: it is not supported")
+            raise AssayError(
+                f"model {name!r} ({type(module).__name__}) states no context length: it is not supported; "
+                "set max_position_embeddings in its config.json, or choose another model"
+            )
         start = getattr(config, "decoder_start_token_id", None)
         if not isinstance(start, int):
             raise AssayError(f"model {name!r} has no decoder_start_token_id in its config.json: set it")

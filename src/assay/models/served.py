@@ -166,7 +166,8 @@ class ServedModel:
             compared = True
         if not compared:
             raise AssayError(
-                f"{self.name} has a context of {self.max_context_tokens}: no text fits, to compare tokenizers"
+                f"{self.name} has a context of {self.max_context_tokens}: no text fits, to compare tokenizers; "
+                "serve it with a larger --max-model-len"
             )
 
     def _respond(
@@ -193,11 +194,13 @@ class ServedModel:
             raise AssayError(
                 f"{self.name} sampled {len(ids)} tokens where 1 to {max_response_tokens} were asked for, or ids beyond "
                 f"the tokenizer's {self.vocab_size}: its answer cannot be used"
+                f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
             )
         if self.eos_token_id in ids[:-1] or (ids[-1] != self.eos_token_id and len(ids) < max_response_tokens):
             raise AssayError(
                 f"{self.name} ended a response after {len(ids)} tokens, which is neither at its end-of-sequence token "
                 f"{self.eos_token_id} nor at the limit of {max_response_tokens}: it does not heed stop_token_ids"
+                f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
             )
         return tuple(ids)
 
@@ -230,7 +233,10 @@ class ServedModel:
             )
         mass = math.fsum(map(math.exp, log_p.values()))
         if mass > 1 + _TOLERANCE:
-            raise AssayError(f"{self.name} gives its listed tokens a mass of {mass:.4f}: these are no probabilities")
+            raise AssayError(
+                f"{self.name} gives its listed tokens a mass of {mass:.4f}: these are no probabilities"
+                f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
+            )
         if self.num_top == self.vocab_size and mass < 1 - _TOLERANCE:
             raise AssayError(
                 f"{self.name} gives the tokenizer's {self.vocab_size} tokens a mass of {mass:.4f}: it predicts tokens "
@@ -242,7 +248,10 @@ class ServedModel:
         try:
             log_p = {int(token): float(entry["logprob"]) for token, entry in row.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise AssayError(f"{self.name} lists no tokens with their log-probabilities at a position") from error
+            raise AssayError(
+                f"{self.name} lists no tokens with their log-probabilities at a position"
+                f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
+            ) from error
         for token, value in log_p.items():
             if not 0 <= token < self.vocab_size:
                 raise AssayError(
@@ -252,6 +261,7 @@ class ServedModel:
             if not value <= _TOLERANCE:
                 raise AssayError(
                     f"{self.name} gives token {token} the log-probability {value:g}: it must not be above 0"
+                    f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
                 )
         return {
             token: -math.inf if value <= _SERVERS_MINUS_INFINITY else min(value, 0.0) for token, value in log_p.items()
@@ -290,6 +300,7 @@ class ServedModel:
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise AssayError(
                 f"{self.name} answers without the one choice that was asked for: its answer cannot be used"
+                f"; serve the teacher with vLLM, or {_TEXT_ONLY}"
             )
         return choices[0]
 

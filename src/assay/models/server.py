@@ -81,18 +81,20 @@ class Server:
         status = response.status_code
         if status in (401, 403):
             told = "refuses the key in" if self._key else "wants a key: put it into"
-            raise AssayError(f"the server at {self.url} {told} the environment variable {API_KEY_VARIABLE}")
+            more = "; set another" if self._key else ""
+            raise AssayError(f"the server at {self.url} {told} the environment variable {API_KEY_VARIABLE}{more}")
         if status != 200:
             raise AssayError(
                 f"the server at {self.url} refuses {path} with status {status}: {self._said(response)}"
-                + (f" ({advice})" if advice else "")
+                + (f" ({advice})" if advice else "; see what it says in its own log")
             )
         try:
             return response.json()
         except (ValueError, RecursionError) as error:
             raise AssayError(
                 f"the server at {self.url} answers {path} with what is not JSON (such as "
-                f"{self._quoted(response.text[-40:])!r} at its end): it is not OpenAI-compatible, or its answer was cut"
+                f"{self._quoted(response.text[-40:])!r} at its end): it is not OpenAI-compatible, or its answer was "
+                "cut; give the URL of an OpenAI-compatible API, which ends in /v1"
             ) from error
 
     def _said(self, response: Any) -> str:
@@ -131,7 +133,10 @@ def _client(key: str, config: ServerConfig) -> Any:
 def _api_key() -> str:
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     if not all("!" <= letter <= "~" for letter in key):
-        raise AssayError(f"the environment variable {API_KEY_VARIABLE} holds what no key can: spaces or odd letters")
+        raise AssayError(
+            f"the environment variable {API_KEY_VARIABLE} holds what no key can: spaces or odd letters; "
+            "set it to the key alone"
+        )
     return key
 
 

@@ -113,7 +113,10 @@ def size_of(name: str) -> ModelSize | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shapes = _shapes(folder)
     except (OSError, ValueError, SafetensorError) as error:
-        raise AssayError(f"cannot read the size of model {name!r}: {(str(error).splitlines() or ['?'])[0]}") from error
+        raise AssayError(
+            f"cannot read the size of model {name!r}: {(str(error).splitlines() or ['?'])[0]}; "
+            "give a folder with config.json and safetensors"
+        ) from error
     if not isinstance(config, dict) or not shapes:
         raise AssayError(f"cannot read the size of model {name!r}: give a folder with config.json and safetensors")
     return size_from_shapes(name, config, shapes)
@@ -144,7 +147,10 @@ def size_from_shapes(name: str, config: Mapping[str, Any], shapes: Mapping[str, 
         for key in names:
             if isinstance(config.get(key), int):
                 return config[key]
-        raise AssayError(f"the config.json of model {name!r} states no {' or '.join(names)}: its costs are unknown")
+        raise AssayError(
+            f"the config.json of model {name!r} states no {' or '.join(names)}: its costs are unknown; "
+            "add it, or choose another model"
+        )
 
     vocab_size, hidden_size = field("vocab_size"), field("n_embd", "d_model", "hidden_size")
     num_heads = field("n_head", "decoder_attention_heads", "num_attention_heads", "num_heads")

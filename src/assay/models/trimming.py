@@ -46,7 +46,10 @@ def trimmed_tokenizer(tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]) -
     Characters that are not kept become the unknown token. Raises AssayError when the tokenizer has none.
     """
     if tokenizer.unk_token is None:
-        raise AssayError("the tokenizer has no unknown token: text that is not kept would vanish without a trace")
+        raise AssayError(
+            "the tokenizer has no unknown token: text that is not kept would vanish without a trace; "
+            "choose a tokenizer that has one"
+        )
     state, new_ids = _state(tokenizer), {old: new for new, old in enumerate(kept)}
     bpe = state["model"]
     vocabulary: dict[str, int] = bpe["vocab"]
@@ -113,5 +116,7 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = {} if backend is None else json.loads(backend.to_str())
     if state.get("model", {}).get("type") != "BPE":
-        raise AssayError(f"only a BPE tokenizer can be trimmed: {type(tokenizer).__name__} is none")
+        raise AssayError(
+            f"only a BPE tokenizer can be trimmed: {type(tokenizer).__name__} is none; choose a model with one"
+        )
     return state

@@ -87,7 +87,7 @@ class Lab(_Own):
     """A controlled experiment in your own world: your oracle is the truth by decree; offline and online arms.
 
     Any field of the config may follow as a flag, such as --stage-one.learning-rate 1e-5: `assay run quickstart --help`
-    lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
+    lists them; and so may --out FOLDER, --policy off|warn|stop|auto, --quiet and --json (of `assay --help`).
     """
 
     oracle: str
@@ -106,7 +106,7 @@ class Distill(_Own):
     """Distil your teacher into your student on your prompts, watched: which checkpoint to keep, and why; no oracle.
 
     Any field of the config may follow as a flag, such as --distillation.training.num-steps 600: `assay run quickstart
-    --help` lists them; and so may --out FOLDER and --policy off|warn|stop|auto.
+    --help` lists them; and so may --out FOLDER, --policy off|warn|stop|auto, --quiet and --json (of `assay --help`).
     """
 
     teacher: str | None = None

@@ -53,7 +53,9 @@ def plan(
             raise AssayError(f"{target!r} is a study, which has its own axes: leave --axes out, or sweep a recipe")
         return Plan(target, _of_study(STUDIES[target], scale, seeds, worlds), STUDIES[target], scale)
     if worlds or scale != "tiny":
-        raise AssayError(f"--worlds and --scale belong to studies ({', '.join(STUDIES)}), not to {target!r}")
+        raise AssayError(
+            f"--worlds and --scale belong to studies ({', '.join(STUDIES)}), not to {target!r}: leave them out"
+        )
     if is_config_file(target):
         base = load(Path(target))
     elif target in RECIPES:
@@ -77,7 +79,7 @@ def _of_study(study: Study, scale: str, seeds: Sequence[int] | None, worlds: Seq
             raise unknown_name(f"world of scale {scale!r}", world, known)
     chosen = list(seeds or (study.seeds if scale == "tiny" else THREE_SEEDS))
     if len(set(chosen)) < len(chosen) or len(set(worlds)) < len(worlds):
-        raise AssayError("a seed or a world is given twice")
+        raise AssayError("a seed or a world is given twice: give each once")
     return experiments_of(study, {world: known[world] for world in worlds or known}, chosen)
 
 
@@ -93,7 +95,9 @@ def _read_axes(axes: Sequence[str]) -> dict[str, list[Any]]:
         try:
             found[name] = [yaml.safe_load(value) for value in values.split(",") if value.strip()]
         except yaml.YAMLError as error:
-            raise AssayError(f"axis {text!r}: {str(error).splitlines()[0]}") from error
+            raise AssayError(
+                f"axis {text!r}: {str(error).splitlines()[0]}; write field=A,B, such as distillation.num_prompts=64,256"
+            ) from error
     return found
 
 
@@ -125,6 +129,22 @@ def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float 
         return lines
     speed = flops_per_second or measured_flops_per_second(sorted(folder.glob("*/manifest.json")))
     return lines + plan_lines(left, speed, count)
+
+
+def document(plan: Plan, folder: Path, cost: Sequence[str], page: Path | None = None) -> dict[str, Any]:
+    """What a sweep is and, with the ``page`` that it ended in, what it has found; schema ``assay.sweep/1``."""
+    found: dict[str, Any] = {
+        "schema": "assay.sweep/1",
+        "sweep": plan.name,
+        "cost": list(cost),
+        "runs": [str(run_folder(experiment, folder).resolve()) for experiment in plan.experiments.values()],
+        "finding": None,
+        "path": None,
+    }
+    if page is None:
+        return found
+    finding = None if plan.study is None else runs.read_json(page.parent / "result.json")
+    return found | {"finding": finding, "path": str(page.resolve())}
 
 
 def carry_out(

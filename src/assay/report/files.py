@@ -195,7 +195,9 @@ def _check_truth(summary: Row, where: str) -> None:
         ("proxy_is", proxy_is, ("exact", "lower_bound", "up_to_a_constant")),
     ):
         if value not in known:
-            raise AssayError(f"{name!r} of {where} is {reprlib.repr(value)}, which this version of assay does not know")
+            raise AssayError(
+                f"{name!r} of {where} is {reprlib.repr(value)}, which this version of assay does not know: {_REPAIR}"
+            )
     golden = None if truth is None else _LEVELS
     for arm in summary["arms"]:
         _checked(arm["golden"], golden, f"'golden' of {where}")
@@ -279,7 +281,8 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AssayError(
-            f"{path} is missing: either this is not a run directory or its first arm has not finished yet"
+            f"{path} is missing: either this is not a run directory or its first arm has not finished yet; "
+            "give the folder of a run, or wait for its first arm"
         ) from error
     except OSError as error:
         raise AssayError(f"cannot read {path} ({error.strerror or error}): {_REPAIR}") from error

@@ -184,7 +184,10 @@ def read_study(run_directories: Sequence[Path], names: Sequence[str] | None = No
         kinds = {run.summary[measure]: run.directory.name for run in runs}
         if len(kinds) > 1:
             said = ", ".join(f"{name}: {say(kind)}" for kind, name in kinds.items())
-            raise AssayError(f"these runs measure unlike things, which no figure can show on one axis: {said}")
+            raise AssayError(
+                f"these runs measure unlike things, which no figure can show on one axis: {said}; "
+                "report them one by one"
+            )
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     if names is not None:
         name_of = {run.experiment: name for run, name in zip(runs, names, strict=True)}
@@ -227,7 +230,8 @@ def read_run(directory: Path) -> Run:
         if not any(row["arm"] == arm["source"] and row["seed"] == arm["seed"] for row in metrics):
             raise AssayError(
                 f"{directory / 'metrics.jsonl'} has no evaluation of {arm['source']!r}, seed {arm['seed']}, which "
-                "summary.json calls finished: the files do not belong together"
+                "summary.json calls finished: the files do not belong together; "
+                "repeat the command that made the run in another folder"
             )
     probe = read_probe(directory / "probe.parquet")
     if summary["truth"] == "references":
@@ -235,7 +239,10 @@ def read_run(directory: Path) -> Run:
         names = ["golden" if name == "reference_nll" else name for name in probe["metric"].to_pylist()]
         probe = probe.set_column(probe.schema.get_field_index("metric"), "metric", pa.array(names))
     if summary["truth"] is not None and any(row["golden_nats"] is None for row in metrics):
-        raise AssayError(f"{directory / 'metrics.jsonl'} has evaluations without their truth: the file is damaged")
+        raise AssayError(
+            f"{directory / 'metrics.jsonl'} has evaluations without their truth: the file is damaged; "
+            "repeat the command that made the run in another folder"
+        )
     responses = read_responses(directory / "responses.parquet")
     sources = [arm["source"] for arm in summary["arms"]]
     measured = {name: read_diversity(directory / "arms" / name / "diversity.json") for name in sources}
@@ -264,7 +271,7 @@ def paired_margins(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[in
     if ids != prompts * len(steps):
         raise AssayError(
             f"the prompts of {metric!r} in probe.parquet change along arm {arm!r}, seed {seed}: steps can only be "
-            "compared on one frozen set of prompts"
+            "compared on one frozen set of prompts; repeat the command that made the run in another folder"
         )
     if len(prompts) < 2:
         return {int(step): np.nan for step in steps}
@@ -325,14 +332,20 @@ def _curve(run: Run, label: str, arm: str, seed: int) -> Curve:
     rows.sort(key=lambda row: row["step"])
     steps = [row["step"] for row in rows]
     if len(set(steps)) < len(steps):
-        raise AssayError(f"{run.directory / 'metrics.jsonl'} has two evaluations of {arm!r} at the same step")
+        raise AssayError(
+            f"{run.directory / 'metrics.jsonl'} has two evaluations of {arm!r} at the same step; "
+            "repeat the command that made the run in another folder"
+        )
     found = [entry for entry in run.summary["arms"] if entry["source"] == arm and entry["seed"] == seed]
     summary = found[-1] if found else None
     margins = {}
     for metric in banded(run.summary["truth"]):
         by_step = paired_margins(run.probe, arm, seed, metric)
         if summary is not None and not by_step:
-            raise AssayError(f"{run.directory / 'probe.parquet'} has no {metric!r} of {arm!r}, seed {seed}")
+            raise AssayError(
+                f"{run.directory / 'probe.parquet'} has no {metric!r} of {arm!r}, seed {seed}; "
+                "repeat the command that made the run in another folder"
+            )
         # An arm that is still going has its parquet rows written later than its metrics.
         margins[metric] = np.array([by_step.get(step, np.nan) for step in steps])
     return Curve(label, run, arm, seed, tuple(rows), summary, margins)
