@@ -1,0 +1,498 @@
+// Linked panels of curves, drawn by uPlot.
+//
+//   const group = assayCharts.group(names)            what the panels of a page share: names of labels, all optional
+//   assayCharts.panel(parent, spec, group)            one panel with its readout
+//   assayCharts.plane(parent, spec, group)            paths of one metric against another
+//   group.pin(x)  group.show(label, on)  group.showSeed(seed, on)  group.highlight(label or null)  group.redraw()
+//
+// spec of a panel: {title, xLabel, yLabel, x: [..], series: [{label, slot, seed, values, low, high}], logX, logY,
+//   levels: [{label, value}], spans: [{label, from, to}], yRange: [low, high], digits}; the last four may be left out.
+// spec of a plane: {title, xLabel, yLabel, steps: [..], series: [{label, slot, seed, x, y}], levels: [{label, x or y}]}.
+// A value that is unknown is null. slot picks colour and dashes. A series with seed null is the mean over seeds, and
+// the others of its label are drawn thin; low and high are null or one value for each x.
+// Positions on logarithmic axes are logarithms, so that 0 can have a place of its own at the left edge.
+const assayCharts = (() => {
+  "use strict";
+  const NUM_COLOURS = 7;
+  const DASHES = [[], [9, 4], [2.5, 3], [11, 3, 2, 3], [16, 5], [6, 2, 2, 2, 2, 2], [4, 6]];
+  const FONT = '12px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+  const NEAR = 22; // CSS pixels within which a curve is pointed at
+  const FADED = 0.16;
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const arm = (slot) => `arm-${slot % NUM_COLOURS}`;
+  // Where colours begin again, dashes do not: no two of the first 49 slots share both.
+  const dashes = (slot) => DASHES[(slot + Math.floor(slot / NUM_COLOURS)) % DASHES.length];
+  const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
+
+  function element(tag, attributes = {}, text = "") {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    if (text !== "") made.textContent = text;
+    return made;
+  }
+
+  function number(value, digits = 2) {
+    if (!known(value)) return "–";
+    const size = Math.abs(value);
+    const places = size > 0 && size < 0.095 && digits > 0 ? digits + 1 : size >= 1000 ? 0 : digits;
+    const text = value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places });
+    return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
+  }
+
+  const plain = (value) => Number(value.toPrecision(6)).toLocaleString("en-US", { maximumFractionDigits: 10 }).replace("-", "−");
+
+  // 1, 2 and 5 of every decade between two values while that is few; then fewer, down to powers of ten.
+  function roundValues(low, high, most) {
+    let found = [];
+    for (const leading of [[1, 2, 5], [1, 3], [1]]) {
+      found = [];
+      for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
+        for (const digit of leading) {
+          const value = Number(`${digit}e${e}`);
+          if (value >= low * 0.999999 && value <= high * 1.000001) found.push(value);
+        }
+      if (found.length <= most) break;
+    }
+    const every = Math.ceil(found.length / Math.max(most, 1));
+    return found.filter((_, i) => i % every === 0);
+  }
+
+  function evenValues(low, high, most) {
+    const rough = (high - low) / Math.max(most, 1);
+    if (!(rough > 0)) return [low];
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const gap = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+    const found = [];
+    for (let i = Math.ceil(low / gap - 1e-9); i * gap <= high + gap * 1e-9; i++) found.push(Number((i * gap).toPrecision(12)));
+    return found;
+  }
+
+  // An axis: where values stand, and its ticks between two places. Linear, or logarithmic with room for 0.
+  function axisOf(values, logarithmic) {
+    const positive = values.filter((value) => known(value) && value > 0);
+    if (!logarithmic || !positive.length) {
+      return { place: (value) => (known(value) ? value : null),
+        ticks: (low, high, most) => evenValues(low, high, most).map((value) => [value, plain(value)]) };
+    }
+    const last = positive.reduce((a, b) => Math.max(a, b));
+    const first = Math.max(positive.reduce((a, b) => Math.min(a, b)), last / 1e12);
+    const zero = Math.log10(first) - 0.14 * Math.max(Math.log10(last / first), 0.5);
+    const hasZero = values.some((value) => value === 0);
+    return {
+      place: (value) => (!known(value) || value < 0 ? null : value === 0 ? zero : Math.log10(Math.max(value, first))),
+      ticks(low, high, most) {
+        const from = 10 ** Math.max(low, hasZero ? Math.log10(first) : low);
+        let round = roundValues(from, 10 ** high, most);
+        if (round.length < 3) round = evenValues(from, 10 ** high, most).filter((value) => value > 0);
+        const ticks = round.map((value) => [Math.log10(value), plain(value)]);
+        return hasZero && zero >= low ? [[zero, "0"], ...ticks] : ticks;
+      },
+    };
+  }
+
+  function group(names = {}) {
+    const hiddenLabels = new Set(), hiddenSeeds = new Set(), members = [], listeners = [];
+    let pinned = null, pointed = null, highlighted = null, waiting = false;
+    const made = {
+      name: (label) => names[label] ?? label,
+      get at() { return pointed ?? pinned; },
+      get pinned() { return pinned; },
+      get highlighted() { return highlighted; },
+      isShown: (series) => !hiddenLabels.has(series.label) && !hiddenSeeds.has(String(series.seed)),
+      add(member) { members.push(member); },
+      // what ∈ "pin", "point", "highlight", "pick": of what a page wants to hear; pick is a click on an x
+      onChange(listener) { listeners.push(listener); },
+      tell(what, value) { listeners.forEach((listener) => listener(what, value)); },
+      pin(x) { pinned = x; made.redraw(); made.tell("pin", x); },
+      point(x, source = null) {
+        if (x === pointed) return;
+        pointed = x;
+        members.forEach((member) => member.point(x, member === source));
+        made.tell("point", x);
+      },
+      highlight(label) {
+        if (label === highlighted) return;
+        highlighted = label;
+        made.redraw();
+        made.tell("highlight", label);
+      },
+      show(label, on) { on ? hiddenLabels.delete(label) : hiddenLabels.add(label); members.forEach((m) => m.refit()); },
+      showSeed(seed, on) {
+        on ? hiddenSeeds.delete(String(seed)) : hiddenSeeds.add(String(seed));
+        members.forEach((m) => m.refit());
+      },
+      // many changes in one turn are drawn once
+      redraw() {
+        if (waiting) return;
+        waiting = true;
+        requestAnimationFrame(() => { waiting = false; members.forEach((member) => member.redraw()); });
+      },
+    };
+    return made;
+  }
+
+  function frame(parent, spec) {
+    const box = element("div", { class: "panel" });
+    if (spec.title) box.append(element("h4", {}, spec.title));
+    const caption = [spec.title, spec.yLabel && `${spec.yLabel} over ${spec.xLabel}`].filter(Boolean).join(": ");
+    const plot = element("div", { class: "plot", role: "img", "aria-label": `${caption}. The list after it has the values.` });
+    const readout = element("ul", { class: "readout" });
+    box.append(plot, readout);
+    parent.append(box);
+    return { box, plot, readout };
+  }
+
+  function options(spec, width, height, axes, ranges, cursor, hooks, series) {
+    const axis = (side, label, which, size, space) => ({
+      side, size, label, labelSize: 20, labelGap: 0, font: FONT, labelFont: FONT, gap: 4,
+      stroke: () => colour("muted"), grid: { stroke: () => colour("grid"), width: 1 },
+      ticks: { stroke: () => colour("grid"), width: 1, size: 4 },
+      splits: (u, _, low, high) => which.ticks(low, high, Math.floor((side === 2 ? u.width : u.height) / space)).map((t) => t[0]),
+      values: (u, splits) => {
+        const [low, high] = [u.scales[side === 2 ? "x" : "y"].min, u.scales[side === 2 ? "x" : "y"].max];
+        const named = new Map(which.ticks(low, high, Math.floor((side === 2 ? u.width : u.height) / space)));
+        return splits.map((split) => named.get(split) ?? "");
+      },
+    });
+    return {
+      width, height, pxAlign: 0, legend: { show: false }, cursor, hooks, series, padding: [8, 10, 0, 0],
+      scales: { x: { time: false, range: ranges.x }, y: { range: ranges.y } },
+      axes: [axis(2, spec.xLabel, axes.x, 26, 64), axis(3, spec.yLabel, axes.y, 46, 46)],
+    };
+  }
+
+  // Keeps a chart as wide as its place.
+  function follow(plot, chart, heightOf) {
+    let last = 0;
+    new ResizeObserver(() => requestAnimationFrame(() => {
+      const width = plot.clientWidth;
+      if (width > 0 && width !== last) chart.setSize({ width: (last = width), height: heightOf(width) });
+    })).observe(plot);
+  }
+
+  function level(u, text, from, to, place) {
+    u.ctx.save();
+    u.ctx.strokeStyle = u.ctx.fillStyle = colour("muted");
+    u.ctx.lineWidth = devicePixelRatio;
+    u.ctx.setLineDash([5 * devicePixelRatio, 4 * devicePixelRatio]);
+    u.ctx.beginPath();
+    u.ctx.moveTo(...from);
+    u.ctx.lineTo(...to);
+    u.ctx.stroke();
+    u.ctx.font = FONT.replace("12px", `${11 * devicePixelRatio}px`);
+    u.ctx.textAlign = place;
+    u.ctx.textBaseline = "bottom";
+    u.ctx.fillText(text, place === "right" ? to[0] - 4 : to[0] + 4, Math.max(to[1], from[1]) - 3);
+    u.ctx.restore();
+  }
+
+  function dot(u, x, y, stroke, radius, filled) {
+    u.ctx.beginPath();
+    u.ctx.arc(x, y, radius * devicePixelRatio, 0, 2 * Math.PI);
+    u.ctx.fillStyle = filled ? stroke : colour("card");
+    u.ctx.strokeStyle = filled ? colour("card") : stroke;
+    u.ctx.lineWidth = 1.5 * devicePixelRatio;
+    u.ctx.fill();
+    u.ctx.stroke();
+  }
+
+  // A swatch of an arm's line: its colour and its dashes.
+  function swatch(slot) {
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    for (const [name, value] of Object.entries({ class: "swatch", width: 30, height: 10, "aria-hidden": "true" }))
+      svg.setAttribute(name, value);
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    const look = { x1: 1, x2: 29, y1: 5, y2: 5, stroke: `var(--${arm(slot)})`, "stroke-width": 2.5 };
+    for (const [name, value] of Object.entries(look)) line.setAttribute(name, value);
+    if (dashes(slot).length) line.setAttribute("stroke-dasharray", dashes(slot).join(" "));
+    svg.append(line);
+    return svg;
+  }
+
+  function lines(readout, series, group) {
+    return series.map((each) => {
+      const item = element("li");
+      const value = element("span", { class: "value" });
+      item.append(swatch(each.slot), element("span", { class: "label" }, nameOf(each, group)), value);
+      item.addEventListener("mouseenter", () => group.highlight(each.label));
+      item.addEventListener("mouseleave", () => group.highlight(null));
+      readout.append(item);
+      return { item, value };
+    });
+  }
+
+  function nameOf(series, group) {
+    const name = group.name(series.label);
+    return series.several ? `${name}, ${series.seed === null ? "mean of seeds" : `seed ${series.seed}`}` : name;
+  }
+
+  // Of each series: whether it is one of several seeds, and whether it is drawn thin.
+  function withSeeds(series) {
+    const means = new Set(series.filter((each) => each.seed === null).map((each) => each.label));
+    return series.map((each) => ({ ...each, several: means.has(each.label), thin: means.has(each.label) && each.seed !== null }));
+  }
+
+  function panel(parent, spec, shared = group()) {
+    const { box, plot, readout } = frame(parent, spec);
+    const all = withSeeds(spec.series);
+    const axes = { x: axisOf(spec.x, spec.logX), y: axisOf(all.flatMap((each) => each.values), spec.logY) };
+    if (spec.logY) axes.y = axisOf(all.flatMap((each) => each.values).filter((value) => value > 0), true);
+    const placeY = spec.logY ? (value) => (known(value) && value > 0 ? axes.y.place(value) : null) : axes.y.place;
+    const places = spec.x.map(axes.x.place);
+    const data = [places], series = [{}], bands = [];
+    const indexOf = new Map();
+    for (const each of all) {
+      indexOf.set(each, data.length);
+      data.push(each.values.map(placeY));
+      const stroke = () => colour(arm(each.slot));
+      series.push({ stroke, width: each.thin ? 1 : 2, dash: dashes(each.slot), spanGaps: true, points: { show: false } });
+      if (!each.low) continue;
+      const [low, high] = [data.length, data.length + 1];
+      data.push(each.low.map(spec.logY ? (v) => (known(v) ? Math.log10(Math.max(v, 1e-12)) : null) : placeY), each.high.map(placeY));
+      series.push(...[0, 1].map(() => ({ stroke: "transparent", width: 0, spanGaps: true, points: { show: false }, auto: !spec.logY })));
+      bands.push({ series: [high, low], each });
+    }
+    const rows = lines(readout, all, shared);
+
+    function rangeY(u, low, high) {
+      if (spec.yRange) return spec.yRange.map(placeY);
+      const levels = (spec.levels ?? []).map((each) => placeY(each.value)).filter(known);
+      if (known(low)) [low, high] = [Math.min(low, ...levels), Math.max(high, ...levels)];
+      if (!known(low)) return [0, 1];
+      const room = 0.07 * (high - low) || 0.1 * Math.abs(high) || 1;
+      return [low - room, high + room];
+    }
+    function rangeX(u, low, high) {
+      const room = 0.03 * (high - low) || 0.5;
+      return [low - room, high + room];
+    }
+    function nearest(left) {
+      let best = 0;
+      places.forEach((place, i) => { if (Math.abs(chart.valToPos(place, "x") - left) < Math.abs(chart.valToPos(places[best], "x") - left)) best = i; });
+      return best;
+    }
+    // The last evaluation at or before x that this curve has.
+    function indexAt(x) {
+      let found = -1;
+      spec.x.forEach((each, i) => { if (each <= x && (found < 0 || each >= spec.x[found])) found = i; });
+      return found;
+    }
+    function curveNear(index, top) {
+      let best = null, distance = NEAR;
+      for (const each of all) {
+        const place = placeY(each.values[index]);
+        if (place === null || !shared.isShown(each)) continue;
+        const away = Math.abs(chart.valToPos(place, "y") - top);
+        if (away < distance) [best, distance] = [each.label, away];
+      }
+      return best;
+    }
+    function drawMarks(u) {
+      for (const each of spec.levels ?? []) {
+        const y = u.valToPos(placeY(each.value), "y", true);
+        level(u, each.label, [u.bbox.left, y], [u.bbox.left + u.bbox.width, y], "right");
+      }
+      if (shared.pinned === null || indexAt(shared.pinned) < 0) return;
+      const x = u.valToPos(axes.x.place(Math.min(shared.pinned, spec.x[spec.x.length - 1])), "x", true);
+      u.ctx.save();
+      u.ctx.strokeStyle = colour("ink");
+      u.ctx.globalAlpha = 0.55;
+      u.ctx.lineWidth = 1.5 * devicePixelRatio;
+      u.ctx.beginPath();
+      u.ctx.moveTo(x, u.bbox.top);
+      u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
+      u.ctx.stroke();
+      u.ctx.globalAlpha = 1;
+      for (const each of all) {
+        const y = placeY(each.values[indexAt(shared.pinned)]);
+        if (y === null || each.thin || !shared.isShown(each) || isFaded(each)) continue;
+        dot(u, x, u.valToPos(y, "y", true), colour(arm(each.slot)), 4, true);
+      }
+      u.ctx.restore();
+    }
+    function drawSpans(u) {
+      for (const each of spec.spans ?? []) {
+        const [from, to] = [each.from, each.to].map((x) => u.valToPos(axes.x.place(x), "x", true));
+        u.ctx.save();
+        u.ctx.fillStyle = colour("muted");
+        u.ctx.globalAlpha = 0.13;
+        u.ctx.fillRect(from, u.bbox.top, to - from, u.bbox.height);
+        u.ctx.restore();
+      }
+    }
+    const isFaded = (each) => shared.highlighted !== null && each.label !== shared.highlighted;
+
+    const cursor = {
+      y: false, drag: { x: false, y: false, setScale: false }, points: { show: false },
+      bind: { dblclick: () => null, click: (u) => () => shared.tell("pick", spec.x[nearest(u.cursor.left)]) },
+    };
+    const height = (width) => Math.round(Math.min(260, Math.max(200, width * 0.62)));
+    const chart = new uPlot(
+      { ...options(spec, 320, height(320), axes, { x: rangeX, y: rangeY }, cursor, {
+          drawAxes: [drawSpans],
+          draw: [drawMarks],
+        }, series),
+        bands: bands.map(({ series: pair, each }) => ({ series: pair, fill: () => tint(colour(arm(each.slot)), isFaded(each) ? 0.05 : 0.16) })) },
+      data, plot);
+    const member = {
+      box, chart,
+      point(x, isSource) {
+        if (!isSource) {
+          const index = x === null ? -1 : indexAt(x);
+          const left = index < 0 ? -10 : chart.valToPos(places[index], "x");
+          chart.setCursor({ left, top: index < 0 ? -10 : 1 }, false);
+        }
+        fill();
+      },
+      refit() {
+        // companions of a curve come and go with it
+        for (const each of all) {
+          const first = indexOf.get(each), on = shared.isShown(each);
+          for (let i = first; i <= first + (each.low ? 2 : 0); i++) chart.series[i].show = on;
+          rows[all.indexOf(each)].item.hidden = !on;
+        }
+        chart.setData(data, true);
+        fill();
+      },
+      redraw() {
+        for (const each of all) {
+          const line = chart.series[indexOf.get(each)];
+          line.alpha = isFaded(each) ? FADED : each.thin ? 0.55 : 1;
+          line.width = (each.thin ? 1 : 2) + (each.label === shared.highlighted && !each.thin ? 1 : 0);
+        }
+        chart.redraw(false);
+        fill();
+      },
+    };
+    function fill() {
+      const index = shared.at === null ? spec.x.length - 1 : indexAt(shared.at);
+      all.forEach((each, i) => {
+        const [value, low, high] = [each.values, each.low ?? [], each.high ?? []].map((list) => list[index]);
+        const bounds = known(low) && known(high) && low !== high ? ` [${number(low, spec.digits)}, ${number(high, spec.digits)}]` : "";
+        rows[i].value.textContent = number(value, spec.digits) + bounds;
+        rows[i].item.classList.toggle("faded", isFaded(each));
+      });
+    }
+    chart.over.addEventListener("mousemove", () => {
+      const { left, top } = chart.cursor;
+      if (left < 0) return;
+      const index = nearest(left);
+      shared.point(spec.x[index], member);
+      shared.highlight(curveNear(index, top));
+    });
+    chart.over.addEventListener("mouseleave", () => { shared.point(null); shared.highlight(null); });
+    follow(plot, chart, height);
+    shared.add(member);
+    member.refit();
+    member.redraw();
+    return member;
+  }
+
+  function tint(hex, alpha) {
+    const parts = /^#(..)(..)(..)$/.exec(hex);
+    return parts ? `rgba(${parts.slice(1).map((part) => parseInt(part, 16)).join(", ")}, ${alpha})` : hex;
+  }
+
+  // One path for each series, from a ring at its first point to a dot where the group is pinned.
+  function plane(parent, spec, shared = group()) {
+    const { box, plot, readout } = frame(parent, spec);
+    const all = withSeeds(spec.series);
+    const rows = lines(readout, all, shared);
+    const axes = { x: axisOf([], false), y: axisOf([], false) };
+    const range = (axis) => () => {
+      const levels = (spec.levels ?? []).map((each) => each[axis]);
+      const values = [...all.filter(shared.isShown).flatMap((each) => each[axis]), ...levels].filter(known);
+      if (!values.length) return [0, 1];
+      const [low, high] = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+      const room = 0.06 * (high - low) || 0.5;
+      return [low - room, high + room];
+    };
+    const isFaded = (each) => shared.highlighted !== null && each.label !== shared.highlighted;
+    function indexAt(x) {
+      let found = 0;
+      spec.steps.forEach((step, i) => { if (x !== null && step <= x) found = i; });
+      return x === null ? spec.steps.length - 1 : found;
+    }
+    // A series that has no point at this step stays at its last one.
+    function pointOf(each, index) {
+      for (let i = index; i >= 0; i--) if (known(each.x[i]) && known(each.y[i])) return i;
+      return -1;
+    }
+    function draw(u) {
+      const at = (each, i) => [u.valToPos(each.x[i], "x", true), u.valToPos(each.y[i], "y", true)];
+      for (const each of spec.levels ?? []) {
+        const { left, top, width, height } = u.bbox;
+        if (known(each.y)) {
+          const y = u.valToPos(each.y, "y", true);
+          level(u, each.label, [left + width, y], [left, y], "left");
+        } else {
+          const x = u.valToPos(each.x, "x", true);
+          level(u, each.label, [x, top], [x, top + height], "left");
+        }
+      }
+      u.ctx.save();
+      for (const each of all.filter(shared.isShown)) {
+        const stroke = colour(arm(each.slot));
+        u.ctx.globalAlpha = isFaded(each) ? FADED : each.thin ? 0.55 : 1;
+        u.ctx.strokeStyle = stroke;
+        u.ctx.lineWidth = (each.thin ? 1 : each.label === shared.highlighted ? 3 : 2) * devicePixelRatio;
+        u.ctx.setLineDash(dashes(each.slot).map((length) => length * devicePixelRatio));
+        u.ctx.beginPath();
+        let started = false;
+        each.x.forEach((_, i) => {
+          if (!known(each.x[i]) || !known(each.y[i])) return;
+          started ? u.ctx.lineTo(...at(each, i)) : u.ctx.moveTo(...at(each, i));
+          started = true;
+        });
+        u.ctx.stroke();
+        u.ctx.setLineDash([]);
+        if (each.thin) continue;
+        const first = each.x.findIndex((x, i) => known(x) && known(each.y[i])), here = pointOf(each, indexAt(shared.at));
+        if (first >= 0) dot(u, ...at(each, first), colour("ink"), 4.5, false);
+        if (here >= 0) dot(u, ...at(each, here), stroke, 5.5, true);
+      }
+      u.ctx.restore();
+    }
+    const height = (width) => Math.round(Math.min(420, Math.max(260, width * 0.55)));
+    const cursor = { x: false, y: false, drag: { x: false, y: false, setScale: false }, points: { show: false } };
+    const chart = new uPlot(
+      options(spec, 320, height(320), axes, { x: range("x"), y: range("y") }, cursor, { draw: [draw] }, [{}, { points: { show: false } }]),
+      [[0, 1], [null, null]], plot);
+    const member = {
+      box, chart,
+      point() { member.redraw(); },
+      refit() {
+        all.forEach((each, i) => { rows[i].item.hidden = !shared.isShown(each); });
+        chart.setData(chart.data, true);
+        member.redraw();
+      },
+      redraw() {
+        chart.redraw(false);
+        all.forEach((each, i) => {
+          const here = pointOf(each, indexAt(shared.at));
+          rows[i].value.textContent = here < 0 ? "–" : `${number(each.x[here])}, ${number(each.y[here])}`;
+          rows[i].item.classList.toggle("faded", isFaded(each));
+        });
+      },
+    };
+    chart.over.addEventListener("mousemove", () => {
+      let best = null, distance = NEAR;
+      for (const each of all.filter(shared.isShown))
+        each.x.forEach((x, i) => {
+          if (!known(x) || !known(each.y[i])) return;
+          const away = Math.hypot(chart.valToPos(x, "x") - chart.cursor.left, chart.valToPos(each.y[i], "y") - chart.cursor.top);
+          if (away < distance) [best, distance] = [{ label: each.label, step: spec.steps[i] }, away];
+        });
+      shared.point(best && best.step);
+      shared.highlight(best && best.label);
+    });
+    chart.over.addEventListener("mouseleave", () => { shared.point(null); shared.highlight(null); });
+    follow(plot, chart, height);
+    shared.add(member);
+    member.refit();
+    return member;
+  }
+
+  return { group, panel, plane, swatch, element, number, roundValues, evenValues };
+})();
