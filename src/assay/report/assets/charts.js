@@ -6,7 +6,8 @@
 //   group.pin(x)  group.show(label, on)  group.showSeed(seed, on)  group.highlight(label or null)  group.redraw()
 //
 // spec of a panel: {title, xLabel, yLabel, x: [..], series: [{label, slot, seed, values, low, high}], logX, logY,
-//   levels: [{label, value}], spans: [{label, from, to}], yRange: [low, high], digits}; the last four may be left out.
+//   and, where wanted, note, levels: [{label, value}], spans: [{from, to}], yRange: [low, high], digits}. A series may
+//   bring a name for its readout, a colour (a variable of the style sheet) and dashes (a number) of its own.
 // spec of a plane: {title, xLabel, yLabel, steps: [..], series: [{label, slot, seed, x, y}], levels: [{label, x or y}]}.
 // A value that is unknown is null. slot picks colour and dashes. A series with seed null is the mean over seeds, and
 // the others of its label are drawn thin; low and high are null or one value for each x.
@@ -23,6 +24,8 @@ const assayCharts = (() => {
   const arm = (slot) => `arm-${slot % NUM_COLOURS}`;
   // Where colours begin again, dashes do not: no two of the first 49 slots share both.
   const dashes = (slot) => DASHES[(slot + Math.floor(slot / NUM_COLOURS)) % DASHES.length];
+  const colourOf = (series) => series.colour ?? arm(series.slot);
+  const dashOf = (series) => dashes(series.dash ?? series.slot);
   const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 
   function element(tag, attributes = {}, text = "") {
@@ -122,11 +125,12 @@ const assayCharts = (() => {
         on ? hiddenSeeds.delete(String(seed)) : hiddenSeeds.add(String(seed));
         members.forEach((m) => m.refit());
       },
+      redrawNow() { members.forEach((member) => member.redraw()); },
       // many changes in one turn are drawn once
       redraw() {
         if (waiting) return;
         waiting = true;
-        requestAnimationFrame(() => { waiting = false; members.forEach((member) => member.redraw()); });
+        requestAnimationFrame(() => { waiting = false; made.redrawNow(); });
       },
     };
     return made;
@@ -139,6 +143,7 @@ const assayCharts = (() => {
     const plot = element("div", { class: "plot", role: "img", "aria-label": `${caption}. The list after it has the values.` });
     const readout = element("ul", { class: "readout" });
     box.append(plot, readout);
+    if (spec.note) box.append(element("p", { class: "note" }, spec.note));
     parent.append(box);
     return { box, plot, readout };
   }
@@ -198,14 +203,14 @@ const assayCharts = (() => {
   }
 
   // A swatch of an arm's line: its colour and its dashes.
-  function swatch(slot) {
+  function swatch(slot, series = { slot }) {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     for (const [name, value] of Object.entries({ class: "swatch", width: 30, height: 10, "aria-hidden": "true" }))
       svg.setAttribute(name, value);
     const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    const look = { x1: 1, x2: 29, y1: 5, y2: 5, stroke: `var(--${arm(slot)})`, "stroke-width": 2.5 };
+    const look = { x1: 1, x2: 29, y1: 5, y2: 5, stroke: `var(--${colourOf(series)})`, "stroke-width": 2.5 };
     for (const [name, value] of Object.entries(look)) line.setAttribute(name, value);
-    if (dashes(slot).length) line.setAttribute("stroke-dasharray", dashes(slot).join(" "));
+    if (dashOf(series).length) line.setAttribute("stroke-dasharray", dashOf(series).join(" "));
     svg.append(line);
     return svg;
   }
@@ -214,7 +219,7 @@ const assayCharts = (() => {
     return series.map((each) => {
       const item = element("li");
       const value = element("span", { class: "value" });
-      item.append(swatch(each.slot), element("span", { class: "label" }, nameOf(each, group)), value);
+      item.append(swatch(each.slot, each), element("span", { class: "label" }, nameOf(each, group)), value);
       item.addEventListener("mouseenter", () => group.highlight(each.label));
       item.addEventListener("mouseleave", () => group.highlight(null));
       readout.append(item);
@@ -223,6 +228,7 @@ const assayCharts = (() => {
   }
 
   function nameOf(series, group) {
+    if (series.name) return series.name;
     const name = group.name(series.label);
     return series.several ? `${name}, ${series.seed === null ? "mean of seeds" : `seed ${series.seed}`}` : name;
   }
@@ -245,8 +251,8 @@ const assayCharts = (() => {
     for (const each of all) {
       indexOf.set(each, data.length);
       data.push(each.values.map(placeY));
-      const stroke = () => colour(arm(each.slot));
-      series.push({ stroke, width: each.thin ? 1 : 2, dash: dashes(each.slot), spanGaps: true, points: { show: false } });
+      const stroke = () => colour(colourOf(each));
+      series.push({ stroke, width: each.thin ? 1 : 2, dash: dashOf(each), spanGaps: true, points: { show: false } });
       if (!each.low) continue;
       const [low, high] = [data.length, data.length + 1];
       data.push(each.low.map(spec.logY ? (v) => (known(v) ? Math.log10(Math.max(v, 1e-12)) : null) : placeY), each.high.map(placeY));
@@ -307,7 +313,7 @@ const assayCharts = (() => {
       for (const each of all) {
         const y = placeY(each.values[indexAt(shared.pinned)]);
         if (y === null || each.thin || !shared.isShown(each) || isFaded(each)) continue;
-        dot(u, x, u.valToPos(y, "y", true), colour(arm(each.slot)), 4, true);
+        dot(u, x, u.valToPos(y, "y", true), colour(colourOf(each)), 4, true);
       }
       u.ctx.restore();
     }
@@ -333,7 +339,7 @@ const assayCharts = (() => {
           drawAxes: [drawSpans],
           draw: [drawMarks],
         }, series),
-        bands: bands.map(({ series: pair, each }) => ({ series: pair, fill: () => tint(colour(arm(each.slot)), isFaded(each) ? 0.05 : 0.16) })) },
+        bands: bands.map(({ series: pair, each }) => ({ series: pair, fill: () => tint(colour(colourOf(each)), isFaded(each) ? 0.05 : 0.16) })) },
       data, plot);
     const member = {
       box, chart,
@@ -352,6 +358,7 @@ const assayCharts = (() => {
           for (let i = first; i <= first + (each.low ? 2 : 0); i++) chart.series[i].show = on;
           rows[all.indexOf(each)].item.hidden = !on;
         }
+        box.hidden = !all.some(shared.isShown);
         chart.setData(data, true);
         fill();
       },
@@ -433,11 +440,11 @@ const assayCharts = (() => {
       }
       u.ctx.save();
       for (const each of all.filter(shared.isShown)) {
-        const stroke = colour(arm(each.slot));
+        const stroke = colour(colourOf(each));
         u.ctx.globalAlpha = isFaded(each) ? FADED : each.thin ? 0.55 : 1;
         u.ctx.strokeStyle = stroke;
         u.ctx.lineWidth = (each.thin ? 1 : each.label === shared.highlighted ? 3 : 2) * devicePixelRatio;
-        u.ctx.setLineDash(dashes(each.slot).map((length) => length * devicePixelRatio));
+        u.ctx.setLineDash(dashOf(each).map((length) => length * devicePixelRatio));
         u.ctx.beginPath();
         let started = false;
         each.x.forEach((_, i) => {
