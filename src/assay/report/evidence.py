@@ -144,12 +144,11 @@ def _law_sentence(evidence: Evidence) -> str:
     if strength is None:
         tested = "Departure from the law could not be tested."
     elif strength > LAW_THRESHOLD:
-        tested = (
-            f"The proxy has left its law upwards: evidence {strength:,.0f}, and {LAW_THRESHOLD:.0f} raise the alarm."
-        )
+        tested = f"The proxy has left its law upwards: evidence {strength:,.0f}, alarm at {LAW_THRESHOLD:.0f}."
     else:
-        tested = f"No departure from the law: evidence {strength:.1f}, and {LAW_THRESHOLD:.0f} raise the alarm."
-    return f"Exponent b = {b}, floor c = {floor}; {diagnosis.law_reason}. {tested}"
+        tested = f"No departure from the law: evidence {strength:.1f}, alarm at {LAW_THRESHOLD:.0f}."
+    window = diagnosis.law_reason[:1].upper() + diagnosis.law_reason[1:]
+    return f"{tested} {window}. b = {b}, c = {floor}."
 
 
 def _cell(signals: Sequence[Signal]) -> Row:

@@ -60,6 +60,10 @@ class FigureSpec:
     needs: Literal["nothing", "truth", "oracle", "judges"] = "nothing"
     with_oracle: str = ""
     """What the caption adds where the truth is an oracle."""
+    live: str = ""
+    """What it adds under the interactive panels, where they show more than the figure."""
+    still: str = ""
+    """What it adds under the figure itself."""
 
     def fits(self, study: Study) -> bool:
         """Whether the runs have what the figure shows."""
@@ -246,6 +250,7 @@ FIGURES: dict[str, FigureSpec] = {
         "to the truth. A healthy path goes left and down. A path that goes left and up is teacher hacking: the "
         "student pleases the teacher at the cost of the truth.",
         with_oracle="A student that became the teacher exactly would sit at proxy 0, on the line d(oracle, teacher).",
+        live="Filled dot: the step that is held. Ring: lowest golden.",
         needs="truth",
     ),
     "training_curves": FigureSpec(
@@ -254,6 +259,7 @@ FIGURES: dict[str, FigureSpec] = {
         "All three down: healthy. The first two down and golden up: teacher hacking. Only the first down: "
         "overfitting to the distillation set. The horizontal axis is logarithmic, with step 0 set apart at its left "
         "edge.",
+        live="Triangle: onset, from where golden stays up.",
     ),
     "theory_terms": FigureSpec(
         theory_terms,
@@ -270,7 +276,10 @@ FIGURES: dict[str, FigureSpec] = {
         convergence,
         "Does it follow a power law?",
         "Both axes are logarithmic, so a power law is a straight line; healthy runs are nearly straight once they "
-        "have got going. A curve that flattens or turns up has left its law. Step 0 has no place on this axis.",
+        "have got going. A curve that flattens or turns up has left its law.",
+        live="The dashed line is the law c + a (t + t0)^-b, fitted to the held-out proxy up to where the detector "
+        "suspects damage; in its band lie 95 % of new evaluations, if the law holds. What is shaded was not fitted.",
+        still="Step 0 has no place on this axis.",
     ),
     "degeneration": FigureSpec(
         degeneration,

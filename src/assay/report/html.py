@@ -70,6 +70,7 @@ def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str
         notes = [spec.with_oracle if study.truth == "oracle" else "", _BAND_NOTE if banded else ""]
         caption = " ".join([spec.caption, *filter(None, notes)])
         pictures.append({"name": name, "title": spec.title, "caption": caption, "svg": inline(svg)})
+        pictures[-1] |= {"live": spec.live, "still": spec.still}
     files["report.html"] = render(study, pictures)
     _refuse_what_is_in_the_way([out / name for name in files])
     for name, content in files.items():

@@ -69,8 +69,10 @@ def _plane(study: Study) -> Row:
     return {
         "plane": {
             "title": "",
-            "xLabel": f"{proxy_axis(study.proxy_is)} ({_NATS})",
-            "yLabel": f"{golden_axis(study.truth)} ({_NATS})",
+            "xLabel": f"{proxy_axis(study.proxy_is).split(':')[0]} ({_NATS})",
+            "yLabel": f"{golden_axis(study.truth).split(':')[0]} ({_NATS})",
+            "xName": "proxy",
+            "yName": "golden",
             "steps": steps(study),
             "series": paths,
             "levels": marks,
@@ -84,9 +86,11 @@ def _training(study: Study) -> Row:
         levels = [] if metric == "train_proxy" else [("at the start", each) for each in _start(study, metric)]
         if metric == "golden":
             levels += [("d(oracle, teacher)", each) for each in study.references("d_oracle_teacher")]
-        panels.append(
-            _panel(study, curve_name(study, metric), _series(study, f"{metric}_nats", band=metric), levels=levels)
-        )
+        lines = _series(study, f"{metric}_nats", band=metric)
+        if metric == "golden":
+            onsets = {(c.label, c.seed): c.summary["onset_step"] for c in study.curves if c.summary}
+            lines = [line | {"onset": onsets.get((line["label"], line["seed"]))} for line in lines]
+        panels.append(_panel(study, curve_name(study, metric), lines, levels=levels))
     return {"panels": panels}
 
 
@@ -99,15 +103,21 @@ def _theory(study: Study) -> Row:
         ("oracle_term_nats", "on what the oracle writes", 0),
         ("proxy_nats", "on what the teacher writes", 1),
     )
-    panels = []
-    for label in study.labels:
-        lines = [
+    found = {
+        label: [
             each | {"name": name, "dash": dash}
             for key, name, dash in walkers
             for each in _series(study, key, labels=[label])[-1:]
         ]
-        panels.append(_panel(study, readable(label), lines, levels=[("", 0.0)]))
-    return {"panels": panels}
+        for label in study.labels
+    }
+    known = [value for lines in found.values() for each in lines for value in each["values"] if value is not None]
+    # one scale for all arms, as in the figure
+    room = 0.07 * (max(known) - min(known)) or 1.0
+    limits = {"yRange": [rounded(min(known) - room), rounded(max(known) + room)]}
+    return {
+        "panels": [_panel(study, readable(label), lines, levels=[("", 0.0)]) | limits for label, lines in found.items()]
+    }
 
 
 def _degeneration(study: Study) -> Row:
@@ -117,7 +127,8 @@ def _degeneration(study: Study) -> Row:
         if key == "student_entropy_nats_per_token":
             teachers = {rounded(value) for curve in study.curves for value in curve["teacher_entropy_nats_per_token"]}
             levels = [("the teacher's", value) for value in sorted(filter(None, teachers))] if len(teachers) < 4 else []
-        panels.append(_panel(study, title, lines, unit=unit, levels=levels, digits=3 if "share" in unit else 2))
+        digits = 3 if "share" in unit else 2
+        panels.append(_panel(study, title, lines, unit=unit, levels=levels, digits=digits, from_zero=True))
     return {"panels": panels}
 
 
@@ -147,6 +158,7 @@ def _panel(
     unit: str = _NATS,
     levels: Sequence[tuple[str, float]] = (),
     digits: int = 2,
+    from_zero: bool = False,
 ) -> Row:
     return {
         "title": title,
@@ -158,6 +170,7 @@ def _panel(
         "logY": False,
         "levels": [{"label": label, "value": rounded(value)} for label, value in levels],
         "digits": digits,
+        "fromZero": from_zero,
     }
 
 

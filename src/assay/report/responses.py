@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from assay.report.files import Row
 from assay.report.tables import Curve, Run, Study
+from assay.report.token_colours import tokens_of
 
 NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
-MAX_TEXT_CHARACTERS = 900_000
-"""Of all responses that the slider can show; beyond it every second, third, ... evaluation is left out."""
+MAX_PAGE_CHARACTERS = 1_200_000
+"""Of all that the slider can show, as JSON; beyond it every second, third, ... evaluation is left out."""
 _FIXED = {"dataset": "reference", "oracle": "oracle", "teacher": "teacher"}
 
 
@@ -51,22 +54,22 @@ def responses_by_step(study: Study) -> Row:
     every = 1
     while True:
         found = [block for run in one_of_each_experiment(study) for block in _blocks(study, run, every)]
-        size = sum(len(text) for block in found for arm in block["arms"] for text in arm["texts"])
-        if size <= MAX_TEXT_CHARACTERS or all(len(arm["steps"]) <= 2 for block in found for arm in block["arms"]):
+        size = len(json.dumps(found, ensure_ascii=False))
+        if size <= MAX_PAGE_CHARACTERS or all(len(arm["steps"]) <= 2 for block in found for arm in block["arms"]):
             break
-        every += 1
+        every = max(every + 1, every * size // MAX_PAGE_CHARACTERS)
     num_left_out = max((arm.pop("num_left_out") for block in found for arm in block["arms"]), default=0)
     return {"prompts": found, "num_left_out": num_left_out}
 
 
 def _blocks(study: Study, run: Run, every: int) -> list[Row]:
     chosen, held_out = _shown(run)
-    rows = held_out.to_pylist()
+    rows, tokens = held_out.to_pylist(), tokens_of(run)
     blocks = []
     for prompt_id in chosen:
         mine = [row for row in rows if row["prompt_id"] == prompt_id]
         fixed = [
-            {"who": name, "text": _cut(row["text"]), "cut": row["truncated"]}
+            {"who": name, "text": _cut(row["text"]), "cut": row["truncated"]} | tokens.fixed(prompt_id, writer)
             for writer, name in _FIXED.items()
             for row in [next((row for row in mine if row["writer"] == writer), None)]
             if row is not None
@@ -85,6 +88,7 @@ def _blocks(study: Study, run: Run, every: int) -> list[Row]:
                         "cut": [written[step]["truncated"] for step in kept],
                         "num_left_out": len(steps) - len(kept),
                     }
+                    | tokens.of_student(curve, prompt_id, kept)
                 )
         name = run.directory.name if len(study.runs) > 1 else ""
         blocks.append({"run": name, "prompt": _cut(mine[0]["prompt"]), "fixed": fixed, "arms": arms})

@@ -6,9 +6,11 @@
 //   group.pin(x)  group.show(label, on)  group.showSeed(seed, on)  group.highlight(label or null)  group.redraw()
 //
 // spec of a panel: {title, xLabel, yLabel, x: [..], series: [{label, slot, seed, values, low, high}], logX, logY,
-//   and, where wanted, note, levels: [{label, value}], spans: [{from, to}], yRange: [low, high], digits}. A series may
-//   bring a name for its readout, a colour (a variable of the style sheet) and dashes (a number) of its own.
-// spec of a plane: {title, xLabel, yLabel, steps: [..], series: [{label, slot, seed, x, y}], levels: [{label, x or y}]}.
+//   and, where wanted, note, levels: [{label, value}], spans: [{from, to}], yRange: [low, high], fromZero, digits}. A
+//   series may bring a name for its readout, a colour (a variable of the style sheet), dashes (a number) of its own, and
+//   onset: an x at which a triangle stands on it.
+// spec of a plane: {title, xLabel, yLabel, xName, yName, steps: [..], series: [{label, slot, seed, x, y}],
+//   levels: [{label, x or y}]}.
 // A value that is unknown is null. slot picks colour and dashes. A series with seed null is the mean over seeds, and
 // the others of its label are drawn thin; low and high are null or one value for each x.
 // Positions on logarithmic axes are logarithms, so that 0 can have a place of its own at the left edge.
@@ -176,29 +178,48 @@ const assayCharts = (() => {
     })).observe(plot);
   }
 
-  function level(u, text, from, to, place) {
+  // A dashed line across the plot at a value that does not change; its name stands at the left or at the bottom.
+  function level(u, { label, x, y }) {
+    const ratio = devicePixelRatio, { left, top, width, height } = u.bbox, isFlat = x === undefined;
+    const at = isFlat ? u.valToPos(y, "y", true) : u.valToPos(x, "x", true);
     u.ctx.save();
     u.ctx.strokeStyle = u.ctx.fillStyle = colour("muted");
-    u.ctx.lineWidth = devicePixelRatio;
-    u.ctx.setLineDash([5 * devicePixelRatio, 4 * devicePixelRatio]);
+    u.ctx.lineWidth = ratio;
+    u.ctx.setLineDash([5 * ratio, 4 * ratio]);
     u.ctx.beginPath();
-    u.ctx.moveTo(...from);
-    u.ctx.lineTo(...to);
+    isFlat ? u.ctx.moveTo(left, at) : u.ctx.moveTo(at, top);
+    isFlat ? u.ctx.lineTo(left + width, at) : u.ctx.lineTo(at, top + height);
     u.ctx.stroke();
-    u.ctx.font = FONT.replace("12px", `${11 * devicePixelRatio}px`);
-    u.ctx.textAlign = place;
+    u.ctx.font = FONT.replace("12px", `${11 * ratio}px`);
+    u.ctx.textAlign = !isFlat && at > left + width / 2 ? "right" : "left";
     u.ctx.textBaseline = "bottom";
-    u.ctx.fillText(text, place === "right" ? to[0] - 4 : to[0] + 4, Math.max(to[1], from[1]) - 3);
+    const aside = u.ctx.textAlign === "right" ? -4 : 4;
+    u.ctx.fillText(label, (isFlat ? left : at) + aside * ratio, (isFlat ? at : top + height) - 3 * ratio);
     u.ctx.restore();
   }
 
+  // Of levels, those that a plot of values between low and high can show without squashing the curves.
+  function near(levels, low, high) {
+    const room = 0.6 * (high - low);
+    return levels.filter((value) => known(value) && value >= low - room && value <= high + room);
+  }
+
   function dot(u, x, y, stroke, radius, filled) {
+    u.ctx.setLineDash([]);
     u.ctx.beginPath();
     u.ctx.arc(x, y, radius * devicePixelRatio, 0, 2 * Math.PI);
     u.ctx.fillStyle = filled ? stroke : colour("card");
     u.ctx.strokeStyle = filled ? colour("card") : stroke;
     u.ctx.lineWidth = 1.5 * devicePixelRatio;
     u.ctx.fill();
+    u.ctx.stroke();
+  }
+
+  function ring(u, x, y, stroke) {
+    u.ctx.beginPath();
+    u.ctx.arc(x, y, 8 * devicePixelRatio, 0, 2 * Math.PI);
+    u.ctx.strokeStyle = stroke;
+    u.ctx.lineWidth = 1.5 * devicePixelRatio;
     u.ctx.stroke();
   }
 
@@ -225,6 +246,17 @@ const assayCharts = (() => {
       readout.append(item);
       return { item, value };
     });
+  }
+
+  // The levels that a plot has room for; the others are said below it.
+  function levelsIn(readout, levels, fits, valueOf) {
+    for (const each of levels.filter((one) => one.label && !fits(one))) {
+      const item = element("li", { class: "level" });
+      item.append(element("span"), element("span", { class: "label" }, `${each.label} (outside the plot)`),
+        element("span", { class: "value" }, number(valueOf(each))));
+      readout.append(item);
+    }
+    return levels.filter(fits);
   }
 
   function nameOf(series, group) {
@@ -260,12 +292,18 @@ const assayCharts = (() => {
       bands.push({ series: [high, low], each });
     }
     const rows = lines(readout, all, shared);
+    const placed = data.slice(1).flat().filter(known);
+    const levelsShown = levelsIn(readout, spec.levels ?? [], (each) => {
+      const place = placeY(each.value);
+      return near([place], placed.reduce((a, b) => Math.min(a, b), Infinity), placed.reduce((a, b) => Math.max(a, b), -Infinity)).length > 0;
+    }, (each) => each.value);
 
     function rangeY(u, low, high) {
-      if (spec.yRange) return spec.yRange.map(placeY);
-      const levels = (spec.levels ?? []).map((each) => placeY(each.value)).filter(known);
-      if (known(low)) [low, high] = [Math.min(low, ...levels), Math.max(high, ...levels)];
+      if (spec.yRange) return spec.yRange.map(spec.logY ? Math.log10 : Number);
       if (!known(low)) return [0, 1];
+      if (spec.fromZero) return [0, Math.max(high * 1.08, 0.02)];
+      const levels = near(levelsShown.map((each) => placeY(each.value)), low, high);
+      [low, high] = [Math.min(low, ...levels), Math.max(high, ...levels)];
       const room = 0.07 * (high - low) || 0.1 * Math.abs(high) || 1;
       return [low - room, high + room];
     }
@@ -294,17 +332,33 @@ const assayCharts = (() => {
       }
       return best;
     }
-    function drawMarks(u) {
-      for (const each of spec.levels ?? []) {
-        const y = u.valToPos(placeY(each.value), "y", true);
-        level(u, each.label, [u.bbox.left, y], [u.bbox.left + u.bbox.width, y], "right");
+    function drawOnsets(u) {
+      for (const each of all.filter((one) => known(one.onset) && shared.isShown(one) && !isFaded(one))) {
+        const place = placeY(each.values[spec.x.indexOf(each.onset)] ?? null);
+        if (place === null) continue;
+        const [x, y, size] = [u.valToPos(axes.x.place(each.onset), "x", true), u.valToPos(place, "y", true), 6 * devicePixelRatio];
+        u.ctx.save();
+        u.ctx.setLineDash([]);
+        u.ctx.fillStyle = colour(colourOf(each));
+        u.ctx.strokeStyle = colour("card");
+        u.ctx.beginPath();
+        [[-size, -size * 1.6], [size, -size * 1.6], [0, 0]].forEach(([dx, dy], i) => (i ? u.ctx.lineTo(x + dx, y + dy) : u.ctx.moveTo(x + dx, y + dy)));
+        u.ctx.closePath();
+        u.ctx.fill();
+        u.ctx.stroke();
+        u.ctx.restore();
       }
+    }
+    function drawMarks(u) {
+      drawOnsets(u);
+      for (const each of levelsShown) level(u, { label: each.label, y: placeY(each.value) });
       if (shared.pinned === null || indexAt(shared.pinned) < 0) return;
       const x = u.valToPos(axes.x.place(Math.min(shared.pinned, spec.x[spec.x.length - 1])), "x", true);
       u.ctx.save();
       u.ctx.strokeStyle = colour("ink");
       u.ctx.globalAlpha = 0.55;
       u.ctx.lineWidth = 1.5 * devicePixelRatio;
+      u.ctx.setLineDash([]);
       u.ctx.beginPath();
       u.ctx.moveTo(x, u.bbox.top);
       u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
@@ -312,7 +366,7 @@ const assayCharts = (() => {
       u.ctx.globalAlpha = 1;
       for (const each of all) {
         const y = placeY(each.values[indexAt(shared.pinned)]);
-        if (y === null || each.thin || !shared.isShown(each) || isFaded(each)) continue;
+        if (y === null || each.thin || each.colour || !shared.isShown(each) || isFaded(each)) continue;
         dot(u, x, u.valToPos(y, "y", true), colour(colourOf(each)), 4, true);
       }
       u.ctx.restore();
@@ -407,11 +461,17 @@ const assayCharts = (() => {
     const all = withSeeds(spec.series);
     const rows = lines(readout, all, shared);
     const axes = { x: axisOf([], false), y: axisOf([], false) };
+    const ends = (values) => [values.reduce((a, b) => Math.min(a, b), Infinity), values.reduce((a, b) => Math.max(a, b), -Infinity)];
+    const valuesOn = (axis, series) => series.flatMap((each) => each[axis]).filter(known);
+    const axisOfLevel = (each) => (known(each.y) ? "y" : "x");
+    const levelsShown = levelsIn(readout, spec.levels ?? [],
+      (each) => near([each[axisOfLevel(each)]], ...ends(valuesOn(axisOfLevel(each), all))).length > 0,
+      (each) => each[axisOfLevel(each)]);
     const range = (axis) => () => {
-      const levels = (spec.levels ?? []).map((each) => each[axis]);
-      const values = [...all.filter(shared.isShown).flatMap((each) => each[axis]), ...levels].filter(known);
-      if (!values.length) return [0, 1];
-      const [low, high] = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
+      let [low, high] = ends(valuesOn(axis, all.filter(shared.isShown)));
+      if (low > high) return [0, 1];
+      const levels = near(levelsShown.map((each) => each[axis]), low, high);
+      [low, high] = ends([low, high, ...levels]);
       const room = 0.06 * (high - low) || 0.5;
       return [low - room, high + room];
     };
@@ -428,16 +488,7 @@ const assayCharts = (() => {
     }
     function draw(u) {
       const at = (each, i) => [u.valToPos(each.x[i], "x", true), u.valToPos(each.y[i], "y", true)];
-      for (const each of spec.levels ?? []) {
-        const { left, top, width, height } = u.bbox;
-        if (known(each.y)) {
-          const y = u.valToPos(each.y, "y", true);
-          level(u, each.label, [left + width, y], [left, y], "left");
-        } else {
-          const x = u.valToPos(each.x, "x", true);
-          level(u, each.label, [x, top], [x, top + height], "left");
-        }
-      }
+      for (const each of levelsShown) level(u, each);
       u.ctx.save();
       for (const each of all.filter(shared.isShown)) {
         const stroke = colour(colourOf(each));
@@ -455,11 +506,36 @@ const assayCharts = (() => {
         u.ctx.stroke();
         u.ctx.setLineDash([]);
         if (each.thin) continue;
+        arrows(u, each.x.flatMap((x, i) => (known(x) && known(each.y[i]) ? [at(each, i)] : [])), stroke);
         const first = each.x.findIndex((x, i) => known(x) && known(each.y[i])), here = pointOf(each, indexAt(shared.at));
         if (first >= 0) dot(u, ...at(each, first), colour("ink"), 4.5, false);
+        const lowest = each.y.reduce((best, y, i) => (known(y) && known(each.x[i]) && (best < 0 || y < each.y[best]) ? i : best), -1);
+        if (lowest >= 0) ring(u, ...at(each, lowest), stroke);
         if (here >= 0) dot(u, ...at(each, here), stroke, 5.5, true);
       }
       u.ctx.restore();
+    }
+    // Heads along a path of points in canvas pixels.
+    function arrows(u, points, fill) {
+      const lengths = points.slice(1).map(([x, y], i) => Math.hypot(x - points[i][0], y - points[i][1]));
+      const total = lengths.reduce((a, b) => a + b, 0), size = 5 * devicePixelRatio;
+      for (const share of [0.2, 0.5, 0.8]) {
+        let travelled = 0;
+        const i = lengths.findIndex((length) => (travelled += length) >= share * total);
+        if (i < 0 || lengths[i] < 2 * size) continue;
+        const [[x, y], [nextX, nextY]] = [points[i], points[i + 1]], angle = Math.atan2(nextY - y, nextX - x);
+        const part = (share * total - (travelled - lengths[i])) / lengths[i];
+        u.ctx.save();
+        u.ctx.translate(x + part * (nextX - x), y + part * (nextY - y));
+        u.ctx.rotate(angle);
+        u.ctx.fillStyle = fill;
+        u.ctx.beginPath();
+        u.ctx.moveTo(1.4 * size, 0);
+        u.ctx.lineTo(-size, -size);
+        u.ctx.lineTo(-size, size);
+        u.ctx.fill();
+        u.ctx.restore();
+      }
     }
     const height = (width) => Math.round(Math.min(420, Math.max(260, width * 0.55)));
     const cursor = { x: false, y: false, drag: { x: false, y: false, setScale: false }, points: { show: false } };
@@ -478,7 +554,7 @@ const assayCharts = (() => {
         chart.redraw(false);
         all.forEach((each, i) => {
           const here = pointOf(each, indexAt(shared.at));
-          rows[i].value.textContent = here < 0 ? "–" : `${number(each.x[here])}, ${number(each.y[here])}`;
+          rows[i].value.textContent = here < 0 ? "–" : `${spec.xName} ${number(each.x[here])}, ${spec.yName} ${number(each.y[here])}`;
           rows[i].item.classList.toggle("faded", isFaded(each));
         });
       },

@@ -192,20 +192,21 @@
 
   const level = (size) => (size >= 3 ? 3 : size >= 1.5 ? 2 : size >= 0.5 ? 1 : 0);
 
-  // Tokens with their differences in hundredths of a nat; null where one is unknown.
-  function spansOf(texts, differences, against) {
+  // Tokens, each with its difference in hundredths of a nat.
+  function spansOf({ texts, num_more: more }, differences, against) {
     let sum = 0;
     const spans = texts.map((text, i) => {
       const nats = differences[i] / 100, size = level(Math.abs(nats));
       sum += nats;
       return element("span", { class: `token ${size ? (nats > 0 ? "less" : "more") + size : ""}`, title: `log ${against} − log student: ${number(nats)} nats` }, text);
     });
-    return { spans, sum: `log ${against} − log student: ${number(sum)} nats over ${texts.length} tokens` };
+    if (more) spans.push(element("span", {}, ` […${more} more tokens]`));
+    return { spans, sum: `log ${against} − log student: ${number(sum)} nats over ${more ? "the first " : ""}${texts.length} tokens` };
   }
 
   function ownTokens(tokens, chosen) {
     const found = tokens && chosen.against && tokens[chosen.against];
-    return found ? spansOf(tokens.texts, found, AGAINST[chosen.against]) : null;
+    return found ? spansOf(tokens, found, AGAINST[chosen.against]) : null;
   }
 
   // A fixed response: what oracle or teacher give it, less what the chosen arm's student gives it at this step.
@@ -213,8 +214,8 @@
     const arm = block.arms.find((each) => each.label === chosen.seenBy);
     const theirs = chosen.against && response.tokens && response.tokens[chosen.against];
     if (!arm?.fixed || !theirs) return null;
-    const i = Math.max(arm.steps.findLastIndex((each) => each <= step), 0), own = arm.fixed[response.who]?.[i];
-    return own ? spansOf(response.tokens.texts, theirs.map((each, k) => each - own[k]), AGAINST[chosen.against]) : null;
+    const i = Math.max(arm.steps.findLastIndex((each) => each <= step), 0), own = arm.fixed[response.writer]?.[i];
+    return own ? spansOf(response.tokens, theirs.map((each, k) => each - own[k]), AGAINST[chosen.against]) : null;
   }
 
   const responses = makeResponses();
