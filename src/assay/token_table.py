@@ -5,6 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 LOG_PROBS = ("log_prob_student", "log_prob_teacher", "log_prob_oracle")
+NUM_SAMPLE_PROMPTS = 6
+"""The first held-out prompts of which an arm keeps samples: so many are shown with their responses."""
+
 LOWEST_NATS = -1e4
 """What is less likely, impossible too, is written as this: infinity has no place in JSON."""
 
