@@ -39,12 +39,11 @@ class Evidence:
 
     curve: Curve
     diagnosis: Diagnosis | None
-    has_siblings: bool
 
 
 def examine(study: Study) -> list[Evidence]:
     """The diagnosis of each curve, as ``assay diagnose RUN --arm ARM --golden none`` gives it."""
-    return [Evidence(curve, _diagnosed(curve), len(study.curves_of(curve.label)) > 1) for curve in study.curves]
+    return [Evidence(curve, _diagnosed(curve)) for curve in study.curves]
 
 
 def law_panels(study: Study, evidence: Sequence[Evidence]) -> list[Row]:
@@ -68,14 +67,25 @@ def checks_table(study: Study, evidence: Sequence[Evidence]) -> list[Row]:
     return rows
 
 
-def detector_sentence(evidence: Evidence) -> str:
-    """What the detector says of a curve, alone."""
-    diagnosis, curve = evidence.diagnosis, evidence.curve
-    if diagnosis is None:
-        return ""
-    name = readable(curve.label) + (f", seed {curve.seed}" if evidence.has_siblings else "")
-    score = "no score" if diagnosis.score is None else f"score {diagnosis.score:.2f}"
-    return f"{name}: {readable(diagnosis.verdict)}, {score}; it would keep step {diagnosis.recommended_step:,.0f}."
+def detector_row(study: Study, evidence: Sequence[Evidence]) -> list[str]:
+    """Per label what the detector says alone: verdicts, scores and the steps that it would keep, over the seeds."""
+    cells = []
+    for label in study.labels:
+        mine = [each.diagnosis for each in evidence if each.curve.label == label and each.diagnosis]
+        verdicts = dict.fromkeys(readable(found.verdict) for found in mine)
+        scores = [f"{found.score:.2f}" for found in mine if found.score is not None]
+        kept = [f"{found.recommended_step:,.0f}" for found in mine]
+        cells.append(
+            f"{' / '.join(verdicts)}; score {_span(scores) or 'unknown'}; would keep step {_span(kept)}"
+            if mine
+            else "too short to look at, or with gaps"
+        )
+    return cells
+
+
+def _span(texts: Sequence[str]) -> str:
+    """What several seeds say: once where they agree."""
+    return ", ".join(texts) if len(set(texts)) > 1 else "".join(texts[:1])
 
 
 def _diagnosed(curve: Curve) -> Diagnosis | None:
@@ -159,5 +169,5 @@ def _cell(signals: Sequence[Signal]) -> Row:
     title = f"{max(s.value for s in known if s.value is not None):.3g}; fails above {known[0].threshold:.3g}"
     if not failed:
         return {"status": "pass", "text": "pass", "title": title}
-    share = f" in {len(failed)} of {len(signals)} seeds" if len(signals) > 1 else ""
+    share = f" {len(failed)} of {len(signals)}" if len(signals) > 1 else ""
     return {"status": "fail", "text": f"fails{share}", "title": title}

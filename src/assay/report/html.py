@@ -18,7 +18,7 @@ from markupsafe import Markup
 from assay import runs
 from assay.errors import AssayError
 from assay.report.assets import CHART_STYLES, CHARTS, Assets, embed
-from assay.report.evidence import checks_table, detector_sentence, examine, law_panels
+from assay.report.evidence import checks_table, detector_row, examine, law_panels
 from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
 from assay.report.next_steps import next_steps, recipe
@@ -109,7 +109,7 @@ def render(study: Study, pictures: list[Row]) -> str:
         samples=[block for run in one_of_each_experiment(study) for block in samples(study, run)],
         labels=study.labels,
         checks=checks_table(study, evidence),
-        detector=[detector_sentence(each) for each in evidence if each.diagnosis is not None],
+        detector=detector_row(study, evidence),
         time=time,
         phase_names={phase["phase"]: phase["name"] for phase in time["phases"]},
         phase_numbers={phase["phase"]: phase["number"] for phase in time["phases"]},

@@ -30,11 +30,12 @@ def next_steps(study: Study) -> list[NextStep]:
     bad = [curve for curve in study.curves if curve.summary and curve.summary["verdict"] in _BAD]
     steps = [_student_to_take(study)]
     if bad and not any(_has_policy(curve) for curve in bad):
-        names = " and ".join(dict.fromkeys(readable(curve.label) for curve in bad))
+        names = list(dict.fromkeys(readable(curve.label) for curve in bad))
+        who = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
         steps.append(
             NextStep(
                 "Let the run act on an alarm",
-                f"{names} went wrong while training went on. With this policy the detector, which never sees golden, "
+                f"{who} went wrong while training went on. With this policy the detector, which never sees golden, "
                 "asks for fresh responses as soon as damage is likely.",
                 f"{again} --policy auto --out {_beside(first, 'auto')}",
             )

@@ -236,16 +236,34 @@ const assayCharts = (() => {
     return svg;
   }
 
-  function lines(readout, series, group) {
-    return series.map((each) => {
-      const item = element("li");
-      const value = element("span", { class: "value" });
+  const MANY = 4; // above so many labels the seeds of each are said on demand
+
+  // A line of the readout for each label, or for each series that has a name of its own; say(series → text) fills it.
+  function lines(readout, all, group) {
+    const heads = all.filter((each) => !each.thin);
+    const isLong = new Set(heads.map((each) => each.label)).size <= MANY;
+    const made = heads.map((each) => {
+      const item = element("li"), value = element("span", { class: "value" }), seeds = element("small");
       item.append(swatch(each.slot, each), element("span", { class: "label" }, nameOf(each, group)), value);
+      const members = all.filter((other) => other.thin && other.label === each.label);
+      if (members.length && isLong) item.append(seeds);
       item.addEventListener("mouseenter", () => group.highlight(each.label));
       item.addEventListener("mouseleave", () => group.highlight(null));
       readout.append(item);
-      return { item, value };
+      return { each, item, value, seeds, members };
     });
+    return {
+      show() { for (const line of made) line.item.hidden = !group.isShown(line.each); },
+      say(valueOf, isFaded) {
+        for (const line of made) {
+          line.value.textContent = valueOf(line.each);
+          line.item.classList.toggle("faded", isFaded(line.each));
+          const shown = line.members.filter(group.isShown).map((member) => `seed ${member.seed}: ${valueOf(member)}`).join(" · ");
+          if (isLong) line.seeds.textContent = shown;
+          else if (shown) line.item.title = shown;
+        }
+      },
+    };
   }
 
   // The levels that a plot has room for; the others are said below it.
@@ -262,7 +280,7 @@ const assayCharts = (() => {
   function nameOf(series, group) {
     if (series.name) return series.name;
     const name = group.name(series.label);
-    return series.several ? `${name}, ${series.seed === null ? "mean of seeds" : `seed ${series.seed}`}` : name;
+    return series.several ? `${name}, mean of seeds` : name;
   }
 
   // Of each series: whether it is one of several seeds, and whether it is drawn thin.
@@ -295,7 +313,7 @@ const assayCharts = (() => {
     const placed = data.slice(1).flat().filter(known);
     const levelsShown = levelsIn(readout, spec.levels ?? [], (each) => {
       const place = placeY(each.value);
-      return near([place], placed.reduce((a, b) => Math.min(a, b), Infinity), placed.reduce((a, b) => Math.max(a, b), -Infinity)).length > 0;
+      return near([place], placed.reduce((a, b) => Math.min(a, b), spec.fromZero ? 0 : Infinity), placed.reduce((a, b) => Math.max(a, b), -Infinity)).length > 0;
     }, (each) => each.value);
 
     function rangeY(u, low, high) {
@@ -410,8 +428,8 @@ const assayCharts = (() => {
         for (const each of all) {
           const first = indexOf.get(each), on = shared.isShown(each);
           for (let i = first; i <= first + (each.low ? 2 : 0); i++) chart.series[i].show = on;
-          rows[all.indexOf(each)].item.hidden = !on;
         }
+        rows.show();
         box.hidden = !all.some(shared.isShown);
         chart.setData(data, true);
         fill();
@@ -428,12 +446,11 @@ const assayCharts = (() => {
     };
     function fill() {
       const index = shared.at === null ? spec.x.length - 1 : indexAt(shared.at);
-      all.forEach((each, i) => {
+      rows.say((each) => {
         const [value, low, high] = [each.values, each.low ?? [], each.high ?? []].map((list) => list[index]);
         const bounds = known(low) && known(high) && low !== high ? ` [${number(low, spec.digits)}, ${number(high, spec.digits)}]` : "";
-        rows[i].value.textContent = number(value, spec.digits) + bounds;
-        rows[i].item.classList.toggle("faded", isFaded(each));
-      });
+        return number(value, spec.digits) + bounds;
+      }, isFaded);
     }
     chart.over.addEventListener("mousemove", () => {
       const { left, top } = chart.cursor;
@@ -546,17 +563,16 @@ const assayCharts = (() => {
       box, chart,
       point() { member.redraw(); },
       refit() {
-        all.forEach((each, i) => { rows[i].item.hidden = !shared.isShown(each); });
+        rows.show();
         chart.setData(chart.data, true);
         member.redraw();
       },
       redraw() {
         chart.redraw(false);
-        all.forEach((each, i) => {
+        rows.say((each) => {
           const here = pointOf(each, indexAt(shared.at));
-          rows[i].value.textContent = here < 0 ? "–" : `${spec.xName} ${number(each.x[here])}, ${spec.yName} ${number(each.y[here])}`;
-          rows[i].item.classList.toggle("faded", isFaded(each));
-        });
+          return here < 0 ? "–" : `${spec.xName} ${number(each.x[here])}, ${spec.yName} ${number(each.y[here])}`;
+        }, isFaded);
       },
     };
     chart.over.addEventListener("mousemove", () => {
