@@ -57,8 +57,12 @@ def write_run(
     response_text: str = "",
     config: dict[str, Any] | None = None,
     measure: Callable[[str, int], tuple[float, float, float]] = shape,
+    sampled: Iterable[int] | None = None,
 ) -> Path:
-    """A run directory as the pipeline leaves it, from closed-form curves and a seeded generator."""
+    """A run directory as the pipeline leaves it, from closed-form curves and a seeded generator.
+
+    ``sampled``: the steps at which students write, in the middle and at the ends by default.
+    """
     arms = tuple(arms)
     finished = arms if finished is None else tuple(finished)
     directory.mkdir(parents=True)
@@ -128,7 +132,7 @@ def write_run(
                 },
             }
             records.append(record)
-            if step in (0, 84, steps[-1]):
+            if step in ((0, 84, steps[-1]) if sampled is None else sampled):
                 for i in range(min(8, num_prompts)):
                     own = "student at the start" if step == 0 else f"{arm} at {step}: {WORDS[(i + step) % 5]}"
                     add_response(arm, step, i, "student", own)

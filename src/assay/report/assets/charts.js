@@ -277,16 +277,12 @@ const assayCharts = (() => {
     return levels.filter(fits);
   }
 
-  function nameOf(series, group) {
-    if (series.name) return series.name;
-    const name = group.name(series.label);
-    return series.several ? `${name}, mean of seeds` : name;
-  }
+  const nameOf = (series, group) => series.name ?? group.name(series.label);
 
-  // Of each series: whether it is one of several seeds, and whether it is drawn thin.
+  // Of each series whether it is drawn thin: one of several seeds, of which there is a mean.
   function withSeeds(series) {
     const means = new Set(series.filter((each) => each.seed === null).map((each) => each.label));
-    return series.map((each) => ({ ...each, several: means.has(each.label), thin: means.has(each.label) && each.seed !== null }));
+    return series.map((each) => ({ ...each, thin: means.has(each.label) && each.seed !== null }));
   }
 
   function panel(parent, spec, shared = group()) {
@@ -411,7 +407,7 @@ const assayCharts = (() => {
           drawAxes: [drawSpans],
           draw: [drawMarks],
         }, series),
-        bands: bands.map(({ series: pair, each }) => ({ series: pair, fill: () => tint(colour(colourOf(each)), isFaded(each) ? 0.05 : 0.16) })) },
+        bands: bands.map(({ series: pair, each }) => ({ series: pair, fill: () => tint(colour(colourOf(each)), isFaded(each) ? 0.03 : shared.highlighted !== null || bands.length <= MANY ? 0.17 : 0.07) })) },
       data, plot);
     const member = {
       box, chart,

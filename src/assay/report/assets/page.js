@@ -136,12 +136,12 @@
       const said = [`Students at step ${shared.pinned.toLocaleString("en-US")}`, "Written once, the same at every step"];
       body.replaceChildren(prompt, ...(block.fixed.length ? [element("p", { class: "rowname" }, said[1]), fixed] : []),
         element("p", { class: "rowname" }, said[0]), students);
-      fade(shared.highlighted);
+      light(shared.highlighted);
     }
-    function fade(label) {
-      for (const made of body.querySelectorAll("[data-label]")) made.classList.toggle("faded", label !== null && made.dataset.label !== label);
+    function light(label) {
+      for (const made of body.querySelectorAll("[data-label]")) made.classList.toggle("lit", made.dataset.label === label);
     }
-    shared.onChange((what, label) => { if (what === "highlight") fade(label); });
+    shared.onChange((what, label) => { if (what === "highlight") light(label); });
     return { fill };
   }
 
