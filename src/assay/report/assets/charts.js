@@ -399,7 +399,7 @@ const assayCharts = (() => {
 
     const cursor = {
       y: false, drag: { x: false, y: false, setScale: false }, points: { show: false },
-      bind: { dblclick: () => null, click: (u) => () => shared.tell("pick", spec.x[nearest(u.cursor.left)]) },
+      bind: { dblclick: () => null },
     };
     const height = (width) => Math.round(Math.min(260, Math.max(200, width * 0.62)));
     const chart = new uPlot(
@@ -454,6 +454,9 @@ const assayCharts = (() => {
       const index = nearest(left);
       shared.point(spec.x[index], member);
       shared.highlight(curveNear(index, top));
+    });
+    chart.over.addEventListener("click", () => {
+      if (chart.cursor.left >= 0) shared.tell("pick", spec.x[nearest(chart.cursor.left)]);
     });
     chart.over.addEventListener("mouseleave", () => { shared.point(null); shared.highlight(null); });
     follow(plot, chart, height);
