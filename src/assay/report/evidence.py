@@ -139,7 +139,7 @@ def _law_panel(study: Study, evidence: Evidence) -> Row:
 
 def _beyond(last_step: float, curve: Curve) -> list[Row]:
     last = curve.rows[-1]["step"]
-    return [{"label": "not fitted", "from": rounded(last_step), "to": last}] if 0 < last_step < last else []
+    return [{"from": rounded(last_step), "to": last}] if 0 < last_step < last else []
 
 
 def _law_sentence(evidence: Evidence) -> str:

@@ -325,10 +325,9 @@ const assayCharts = (() => {
       const room = 0.03 * (high - low) || 0.5;
       return [low - room, high + room];
     }
-    function nearest(left) {
-      let best = 0;
-      places.forEach((place, i) => { if (Math.abs(chart.valToPos(place, "x") - left) < Math.abs(chart.valToPos(places[best], "x") - left)) best = i; });
-      return best;
+    function nearest(u, left) {
+      const away = places.map((place) => Math.abs(u.valToPos(place, "x") - left));
+      return away.indexOf(Math.min(...away));
     }
     // The last evaluation at or before x that this curve has.
     function indexAt(x) {
@@ -400,6 +399,7 @@ const assayCharts = (() => {
     const cursor = {
       y: false, drag: { x: false, y: false, setScale: false }, points: { show: false },
       bind: { dblclick: () => null },
+      move: (u, left, top) => (left < 0 ? [left, top] : [u.valToPos(places[nearest(u, left)], "x"), top]),
     };
     const height = (width) => Math.round(Math.min(260, Math.max(200, width * 0.62)));
     const chart = new uPlot(
@@ -451,12 +451,12 @@ const assayCharts = (() => {
     chart.over.addEventListener("mousemove", () => {
       const { left, top } = chart.cursor;
       if (left < 0) return;
-      const index = nearest(left);
+      const index = nearest(chart, left);
       shared.point(spec.x[index], member);
       shared.highlight(curveNear(index, top));
     });
     chart.over.addEventListener("click", () => {
-      if (chart.cursor.left >= 0) shared.tell("pick", spec.x[nearest(chart.cursor.left)]);
+      if (chart.cursor.left >= 0) shared.tell("pick", spec.x[nearest(chart, chart.cursor.left)]);
     });
     chart.over.addEventListener("mouseleave", () => { shared.point(null); shared.highlight(null); });
     follow(plot, chart, height);

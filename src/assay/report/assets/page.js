@@ -172,7 +172,9 @@
       const radio = element("input", { type: "radio", name: "against", id });
       radio.checked = who === chosen.against;
       radio.addEventListener("change", () => { chosen.against = who; onChange(); });
-      against.append(radio, element("label", { for: id }, who ? `log ${AGAINST[who]} − log student` : "nothing"));
+      const pair = element("span", { class: "key" });
+      pair.append(radio, element("label", { for: id }, who ? `log ${AGAINST[who]} − log student` : "nothing"));
+      against.append(pair);
     }
     const seen = element("select", { id: "seen-by" });
     for (const label of new Set(arms.map((arm) => arm.label))) seen.append(element("option", { value: label }, names[label]));
@@ -198,7 +200,7 @@
     const spans = texts.map((text, i) => {
       const nats = differences[i] / 100, size = level(Math.abs(nats));
       sum += nats;
-      return element("span", { class: `token ${size ? (nats > 0 ? "less" : "more") + size : ""}`, title: `log ${against} − log student: ${number(nats)} nats` }, text);
+      return element("span", { class: `token ${size ? (nats > 0 ? "less" : "more") + size : ""}`, title: `log ${against} − log student: ${number(nats)} nats` }, i ? text : text.trimStart());
     });
     if (more) spans.push(element("span", {}, ` […${more} more tokens]`));
     return { spans, sum: `log ${against} − log student: ${number(sum)} nats over ${more ? "the first " : ""}${texts.length} tokens` };
