@@ -156,10 +156,10 @@ def test_a_law_panel_shows_the_proxy_and_the_fitted_law_with_its_band(study: Stu
 def test_what_the_law_was_not_fitted_to_is_shaded(tmp_path: Path) -> None:
     def measure(arm: str, step: int) -> tuple[float, float, float]:
         lawful = 6 * (1 + step / 40) ** -0.29
-        late = max(0.0, np.log((step + 1) / 140))
-        return 15 - 0.1 * np.log1p(step) + late, lawful + 0.8 * late, 6 * (1 + step / 8) ** -0.7
+        late = max(0.0, np.log((step + 1) / 400))
+        return 15 - 0.1 * np.log1p(step) + late, lawful + 4 * late, 6 * (1 + step / 8) ** -0.7
 
-    study = read_study([write_run(tmp_path / "run", ["offline"], measure=measure, num_prompts=24)])
+    study = read_study([write_run(tmp_path / "run", ["offline"], measure=measure, num_prompts=100)])
     (found,) = evidence.examine(study)
     assert found.diagnosis is not None
     assert found.diagnosis.law is not None
