@@ -171,7 +171,11 @@ def test_manifest_explains_the_run(run: Path) -> None:
     assert all(0 < s["busy"] <= s["available"] for s in manifest["worker_seconds"].values())
     last = {record["arm"]: record["seconds"] for record in runs.read_records(run / "metrics.jsonl")}
     phases = {"setup", "sample", "teacher", "data", "student", "probe", "checkpoint", "write", "rest"}
-    assert all(seconds.keys() == phases for seconds in last.values())
+    assert all(seconds.keys() == phases | {"end"} for seconds in last.values())
+    for arm, seconds in last.items():
+        recorded = runs.read_records(run / "arms" / arm / "metrics.jsonl")[-1]["seconds"]
+        assert recorded.keys() == phases
+        assert all(recorded[phase] <= seconds[phase] for phase in phases)
     assert sum(sum(seconds.values()) for seconds in last.values()) <= manifest["worker_seconds"]["arms"]["busy"]
     assert {"torch", "transformers", "python"} <= set(manifest["versions"])
 

@@ -40,7 +40,8 @@ class Recorder:
 
     ``seconds`` in a record are those of the arm so far, also before it was interrupted: "setup" from ``started`` (a
     ``time.perf_counter``) to the first step, "sample", "teacher" and "data" as the sources count them, "student" and
-    "checkpoint" as ``fit`` does, "probe", "write", and "rest", with which they add up to all its time.
+    "checkpoint" as ``fit`` does, "probe", "write", and "rest", with which they add up to all its time. What follows the
+    last record is the "end" (``seconds_at_the_end``).
     """
 
     def __init__(
@@ -103,6 +104,11 @@ class Recorder:
         if "teacher" not in self.experiment.models.names:
             return (self.records or [])[-1]["step"]
         return int(self.policy.detector.diagnose().recommended_step)
+
+    def seconds_at_the_end(self, state: FitState) -> dict[str, float]:
+        """The phases of the whole arm, with what has passed since ``fit`` evaluated for the last time as "end"."""
+        self._count_as("end", state)
+        return self._seconds_of_sources() | state.seconds
 
     def _take_up(self, state: FitState) -> list[dict[str, Any]]:
         """The records of what the checkpoint has seen; an action at its very step that it lacks is decided again."""

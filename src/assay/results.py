@@ -34,8 +34,11 @@ GOLDEN_METRIC: dict[Truth, str] = {"oracle": "golden", "references": "reference_
 
 
 def merge_arms(folder: Path, arms: Sequence[str]) -> None:
-    """Writes metrics.jsonl, and probe, responses and tokens.parquet of the run from its stage 1 and these arms."""
-    records = [record for arm in arms for record in runs.read_records(folder / "arms" / arm / "metrics.jsonl")]
+    """Writes metrics.jsonl, and probe, responses and tokens.parquet of the run from its stage 1 and these arms.
+
+    ``seconds`` in the last record of an arm become those of the whole arm, with its end.
+    """
+    records = [record for arm in arms for record in _records(folder / "arms" / arm)]
     text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     runs.write_text(folder / "metrics.jsonl", text)
     arm_folders = [folder / "arms" / arm for arm in arms]
@@ -51,6 +54,14 @@ def merge_arms(folder: Path, arms: Sequence[str]) -> None:
         runs.write_table(folder / f"{name}.parquet", pa.concat_tables([runs.read_table(part) for part in parts]))
     shown = pa.concat_tables([TOKENS_SCHEMA.empty_table(), *map(runs.read_table, tokens)])
     runs.write_table(folder / "tokens.parquet", shown)
+
+
+def _records(arm_folder: Path) -> list[dict[str, Any]]:
+    records = runs.read_records(arm_folder / "metrics.jsonl")
+    finished = runs.read_json(arm_folder / "finished.json")
+    for record in records[-1:]:
+        record["seconds"] = finished.get("seconds", record["seconds"])  # an older version has not written them
+    return records
 
 
 def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wall_seconds: float) -> None:
