@@ -117,7 +117,8 @@ def _law_panel(study: Study, evidence: Evidence) -> Row:
     law = diagnosis.law if diagnosis else None
     if law is not None:
         steps = np.where(curve["step"] > 0, curve["step"], law.last_step * 1e-4)
-        low, high = law.band(steps)
+        with np.errstate(all="ignore"):  # nobody reads a law of numbers near the ends of what a number can be
+            low, high = law.band(steps)
         bounds = {"low": [rounded(value) for value in low], "high": [rounded(value) for value in high]}
         at = [rounded(value) for value in law.at(steps)]
         series.append(look | {"name": "its law", "values": at, "colour": "muted", "dash": 1} | bounds)

@@ -112,9 +112,10 @@ def _theory(study: Study) -> Row:
         for label in study.labels
     }
     known = [value for lines in found.values() for each in lines for value in each["values"] if value is not None]
-    # one scale for all arms, as in the figure
-    room = 0.07 * (max(known) - min(known)) or 1.0
-    limits = {"yRange": [rounded(min(known) - room), rounded(max(known) + room)]}
+    limits = {}
+    if known:  # one scale for all arms, as in the figure
+        room = 0.07 * (max(known) - min(known)) or 1.0
+        limits = {"yRange": [rounded(min(known) - room), rounded(max(known) + room)]}
     return {
         "panels": [_panel(study, readable(label), lines, levels=[("", 0.0)]) | limits for label, lines in found.items()]
     }

@@ -12,7 +12,6 @@ from assay.report.files import Row
 from assay.report.tables import Curve, Run, Study
 from assay.report.token_colours import tokens_of
 
-NUM_SAMPLE_PROMPTS = 6
 MAX_SAMPLE_CHARACTERS = 1_500
 MAX_PAGE_CHARACTERS = 1_000_000
 """Of all that the slider can show, as JSON; beyond it every second, third, ... evaluation is left out."""
