@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from assay.report.files import Row
 from assay.report.tables import Curve, Run, Study
 from assay.report.token_colours import tokens_of
+from assay.token_table import NUM_SAMPLE_PROMPTS
 
 MAX_SAMPLE_CHARACTERS = 1_500
 MAX_PAGE_CHARACTERS = 1_000_000
