@@ -259,7 +259,6 @@ FIGURES: dict[str, FigureSpec] = {
         "All three down: healthy. The first two down and golden up: teacher hacking. Only the first down: "
         "overfitting to the distillation set. The horizontal axis is logarithmic, with step 0 set apart at its left "
         "edge.",
-        live="Triangle: onset, from where golden stays up.",
     ),
     "theory_terms": FigureSpec(
         theory_terms,

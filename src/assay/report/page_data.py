@@ -91,6 +91,8 @@ def _training(study: Study) -> Row:
             onsets = {(c.label, c.seed): c.summary["onset_step"] for c in study.curves if c.summary}
             lines = [line | {"onset": onsets.get((line["label"], line["seed"]))} for line in lines]
         panels.append(_panel(study, curve_name(study, metric), lines, levels=levels))
+        if any(line.get("onset") is not None for line in lines):
+            panels[-1]["note"] = "Triangle: onset, from where golden stays up."
     return {"panels": panels}
 
 
