@@ -306,11 +306,11 @@ def test_a_command_is_copied_or_at_least_selected(page: Path) -> None:
         command = found.page.locator(".next pre").nth(1).inner_text()
         assert command.startswith("assay quickstart --policy auto")
         found.page.locator(".next .copy").nth(1).click()
-        found.page.wait_for_function("document.getElementById('copied').textContent === 'Copied.'")
+        found.page.locator("#copied", has_text="Copied.").wait_for()
         assert found.page.evaluate("navigator.clipboard.readText()") == command
         found.page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
         found.page.locator(".next .copy").nth(1).click()
-        found.page.wait_for_function("document.getElementById('copied').textContent.startsWith('Selected')")
+        found.page.locator("#copied", has_text="Selected").wait_for()
         assert found.page.evaluate("String(getSelection())").strip() == command
 
 

@@ -397,7 +397,9 @@ const assayCharts = (() => {
     const isFaded = (each) => shared.highlighted !== null && each.label !== shared.highlighted;
 
     const cursor = {
-      y: false, drag: { x: false, y: false, setScale: false }, points: { show: false },
+      y: false, points: { show: false },
+      // the cursor snaps to evaluations, which uPlot would take for a drag, whose click it stops
+      drag: { x: false, y: false, setScale: false, click: () => null },
       bind: { dblclick: () => null },
       move: (u, left, top) => (left < 0 ? [left, top] : [u.valToPos(places[nearest(u, left)], "x"), top]),
     };
