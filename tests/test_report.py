@@ -14,13 +14,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from assay.errors import AssayError
-from assay.report import figures, html, tables
+from assay.report import figures, html, responses, tables
 from assay.report.html import write_report
 from assay.report.words import meaning
 
@@ -56,8 +57,12 @@ def write_run(
     response_text: str = "",
     config: dict[str, Any] | None = None,
     measure: Callable[[str, int], tuple[float, float, float]] = shape,
+    sampled: Iterable[int] | None = None,
 ) -> Path:
-    """A run directory as the pipeline leaves it, from closed-form curves and a seeded generator."""
+    """A run directory as the pipeline leaves it, from closed-form curves and a seeded generator.
+
+    ``sampled``: the steps at which students write, in the middle and at the ends by default.
+    """
     arms = tuple(arms)
     finished = arms if finished is None else tuple(finished)
     directory.mkdir(parents=True)
@@ -127,7 +132,7 @@ def write_run(
                 },
             }
             records.append(record)
-            if step in (0, 84, steps[-1]):
+            if step in ((0, 84, steps[-1]) if sampled is None else sampled):
                 for i in range(min(8, num_prompts)):
                     own = "student at the start" if step == 0 else f"{arm} at {step}: {WORDS[(i + step) % 5]}"
                     add_response(arm, step, i, "student", own)
@@ -242,7 +247,7 @@ def edit_probe(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[st
 class Page(HTMLParser):
     """What a browser would make of a page: its tags, attributes, visible text, and whether tags balance."""
 
-    VOID = frozenset({"meta", "br", "circle", "line", "path", "polyline", "use", "rect"})
+    VOID = frozenset({"meta", "br", "circle", "input", "line", "path", "polyline", "use", "rect"})
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -266,7 +271,7 @@ class Page(HTMLParser):
         self.text.append(" ")
 
     def handle_data(self, data: str) -> None:
-        if self.stack and self.stack[-1] != "style":
+        if self.stack and self.stack[-1] not in ("style", "script"):
             self.text.append(data)
 
     @property
@@ -277,23 +282,27 @@ class Page(HTMLParser):
 def test_writes_a_page_and_for_every_figure_an_svg_and_a_table(built: tuple[Path, Path]) -> None:
     _, out = built
     names = set(figures.FIGURES) - {"judges"}  # these runs have none
-    assert {path.stem for path in (out / "figures").iterdir()} == names
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        f"{n}.{kind}" for n in names for kind in ("svg", "png")
+    }
     assert {path.name for path in (out / "tables").iterdir()} == {f"{name}.csv" for name in names | {"numbers"}}
     assert (out / "report.html").stat().st_size < 1_500_000
     for name in names:
         root = ElementTree.fromstring((out / "figures" / f"{name}.svg").read_text())
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert read_csv(out / "tables" / f"{name}.csv")
+        assert matplotlib.image.imread(out / "figures" / f"{name}.png").shape[1] > 8 * 300
 
 
 def test_page_is_balanced_and_loads_nothing(built: tuple[Path, Path]) -> None:
     _, out = built
     page = Page((out / "report.html").read_text())
     assert page.stack == []
-    assert not {"script", "img", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in page.tags}
+    assert not {"img", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in page.tags}
     ids = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     for tag, attrs in page.tags:
         assert not [key for key in attrs if key.startswith("on")]
+        assert tag != "script" or attrs in ({}, {"type": "application/json", "id": "data"})
         for key in ("src", "href", "xlink:href"):
             target = attrs.get(key)
             if target is None:
@@ -490,7 +499,7 @@ def test_a_best_step_without_stored_text_is_called_near(small: dict[str, bytes],
     run = restore(tmp_path / "run", small)
     edit_json(run / "summary.json", lambda value: value["arms"][0].update(best_step=140))
     study = tables.read_study([run])
-    cells = [cell for arm in html.samples(study, study.runs[0])[0]["arms"] for cell in arm["cells"]]
+    cells = [cell for arm in responses.samples(study, study.runs[0])[0]["arms"] for cell in arm["cells"]]
     assert [(cell["who"], cell["note"]) for cell in cells] == [
         ("student, near the best", "step 84"),
         ("student, end", "step 1,200"),
@@ -528,11 +537,13 @@ def test_no_text_from_files_becomes_markup(tmp_path: Path) -> None:
     text = write_report([run], tmp_path / "out").read_text()
     page = Page(text)
     assert page.stack == []
-    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert tags.count("script") == 1 + len(html.PAGE.scripts)
     assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")]
     assert page.words.count("<script>alert(1)</script>") > 20
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
-    for path in (tmp_path / "out" / "figures").iterdir():
+    for path in (tmp_path / "out" / "figures").glob("*.svg"):
         root = ElementTree.fromstring(path.read_text())
         tags = {element.tag.split("}")[1] for element in root.iter()}
         assert tags <= {"svg", "g", "defs", "style", "path", "use", "clipPath", "rect", "text", "tspan"}
@@ -866,7 +877,7 @@ def test_halves_of_surrogate_pairs_and_extreme_values_leave_a_page_that_opens(tm
     edit_json(run / "summary.json", lambda value: value["arms"][0].update(reason=half, unknown=[1, 2, half]))
     words = Page(write_report([run], tmp_path / "out").read_text(encoding="utf-8")).words
     assert words.count("��") > 5
-    for path in (tmp_path / "out" / "figures").iterdir():
+    for path in (tmp_path / "out" / "figures").glob("*.svg"):
         ElementTree.fromstring(path.read_text(encoding="utf-8"))
     assert {row["arm"] for row in read_csv(tmp_path / "out/tables/numbers.csv")} == {"�arm"}
 
@@ -944,5 +955,5 @@ def test_an_axis_of_damaged_epochs_can_be_drawn(
     lines = [json.loads(line) for line in small["metrics.jsonl"].splitlines()]
     text = "".join(json.dumps(line | {"epoch": epochs[i % 2]}) + "\n" for i, line in enumerate(lines))
     run = restore(tmp_path / "run", small | {"metrics.jsonl": text.encode()})
-    svg, _ = figures.draw("training_curves", tables.read_study([run]))
+    svg, _, _ = figures.draw("training_curves", tables.read_study([run]))
     assert ElementTree.fromstring(svg).tag.endswith("svg")

@@ -29,6 +29,7 @@ from assay.errors import AssayError
 from assay.judges import CommandJudge
 from assay.models.causal import CausalModel
 from assay.models.loading import load_model, load_tokenizer
+from assay.report.html import PAGE
 from assay.report.model_card import model_card
 from assay.report.tables import read_run
 from assay.types import Prompt, Response
@@ -191,6 +192,11 @@ class Page(HTMLParser):
 
 
 def assert_harmless_page(text: str) -> None:
+    """No markup of strangers; of scripts only the page's own, whose hashes are in its policy, and data that is text."""
+    assert not CONTROLS.search(text)
+    for script in PAGE.script_texts:
+        text = text.replace(f"<script>{script}</script>", "")
+    text = re.sub(r'<script type="application/json" id="data">[^<>&]*</script>', "", text)
     page = Page(text)
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "img", "iframe", "object", "embed", "form", "base", "link", "foreignobject"}
@@ -199,8 +205,7 @@ def assert_harmless_page(text: str) -> None:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         for name in ("href", "src", "xlink:href", "action"):
             link = attributes.get(name) or "#"
-            assert re.fullmatch(r"#[\w.-]*|(figures|tables)/\w+\.(svg|csv)", link), (tag, attributes)
-    assert not CONTROLS.search(text)
+            assert re.fullmatch(r"#[\w.-]*|(figures|tables)/\w+\.(svg|png|csv)", link), (tag, attributes)
 
 
 def test_a_report_of_attacks_is_a_page_without_them(hostile: Path, tmp_path: Path) -> None:

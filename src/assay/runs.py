@@ -225,11 +225,12 @@ def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
+    write_bytes(path, text.encode("utf-8"))
 
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,7 +1,7 @@
 """Figures of a study as matplotlib objects; every figure comes with the table it was drawn from.
 
-To add one: a function ``(study, narrow) -> (Figure, table)`` and a row in ``FIGURES``. ``narrow`` asks for the
-layout of a phone: the same content, panels below each other.
+To add one: a function ``study -> (Figure, table)`` and a row in ``FIGURES``; its interactive twin is in
+``page_data.py``.
 """
 
 from __future__ import annotations
@@ -19,38 +19,51 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from assay.report.files import Table
-from assay.report.style import ARM_COLOURS, INK, MUTED, PAPER, StartAxis, in_style, plain_ticks, round_values, to_svg
+from assay.report.schedule import PHASE_NAMES, STAGE_NAMES, arm_phases, phase_seconds
+from assay.report.style import (
+    ARM_COLOURS,
+    INK,
+    MUTED,
+    PAPER,
+    PHASE_COLOURS,
+    StartAxis,
+    in_style,
+    plain_ticks,
+    round_values,
+    to_png,
+    to_svg,
+)
 from assay.report.tables import Study, banded
 from assay.report.words import golden_axis, proxy_axis, readable, visible
 
-PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255", "#cc6677", "#117733", "#bbbbbb")
 _STAGE_COLOUR = "#9aa3ad"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_FIXED_RANKS = {"offline": 0, "online_teacher": 1, "online_student": 2}
-_STAGE_NAMES = {"check_models": "checking the models", "sft": "SFT of teacher and student"}
-_PHASE_NAMES = {
-    "sample": "sampling",
-    "teacher": "teacher",
-    "student": "student",
-    "probe": "probe",
-    "setup": "loading",
-    "data": "batches",
-    "checkpoint": "checkpoints",
-    "write": "writing",
-    "rest": "other",
+SIGNS = {
+    "response_tokens_mean": ("response length", "tokens"),
+    "truncated_fraction": ("cut at the length limit", "share of responses"),
+    "repetition_fraction": ("repetition", "share of 3-grams"),
+    "distinct_2": ("distinct bigrams", "distinct / all"),
+    "student_entropy_nats_per_token": ("entropy", "nats per token"),
+    "kl_from_start_nats": ("distance from its own start", "nats per sequence"),
 }
+"""Signs of decay: column of metrics.jsonl → title and unit."""
+_FIXED_RANKS = {"offline": 0, "online_teacher": 1, "online_student": 2}
 
 
 @dataclass(frozen=True)
 class FigureSpec:
     """A figure of the report: how it is drawn, its title, and the caption that says how to read it."""
 
-    draw: Callable[[Study, bool], tuple[Figure, Table]]
+    draw: Callable[[Study], tuple[Figure, Table]]
     title: str
     caption: str
     needs: Literal["nothing", "truth", "oracle", "judges"] = "nothing"
     with_oracle: str = ""
     """What the caption adds where the truth is an oracle."""
+    live: str = ""
+    """What it adds under the interactive panels, where they show more than the figure."""
+    still: str = ""
+    """What it adds under the figure itself."""
 
     def fits(self, study: Study) -> bool:
         """Whether the runs have what the figure shows."""
@@ -63,7 +76,7 @@ class FigureSpec:
 
 def slot(study: Study, label: str) -> int:
     """The number of a label's colour in ``ARM_COLOURS``."""
-    return _rank(study, label) % len(ARM_COLOURS)
+    return rank(study, label) % len(ARM_COLOURS)
 
 
 def short(label: str, limit: int = 34) -> str:
@@ -72,14 +85,14 @@ def short(label: str, limit: int = 34) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def proxy_golden_plane(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def proxy_golden_plane(study: Study) -> tuple[Figure, Table]:
     """Golden against proxy (nats per sequence), one path per arm from the start to the end of the run."""
     marks = [
         Line2D([], [], ls="", marker="o", ms=8, mfc=PAPER, mec=INK, mew=1.4, label="start"),
         Line2D([], [], ls="", marker="o", ms=10, mfc="none", mec=MUTED, mew=1.6, label="lowest golden"),
         Line2D([], [], ls="", marker="o", ms=7, color=MUTED, label="end"),
     ]
-    figure, (axes,) = _sheet(_arm_handles(study) + marks, 1, narrow, width=8.4, height=3.4 if narrow else 4.0)
+    figure, (axes,) = _sheet(_arm_handles(study) + marks, 1, width=8.4, height=4.0)
     for label in study.labels:
         _draw_label(axes, study, label, "proxy_nats", "golden_nats")
         x, y = study.mean(label, "proxy_nats"), study.mean(label, "golden_nats")
@@ -100,12 +113,12 @@ def proxy_golden_plane(study: Study, narrow: bool = False) -> tuple[Figure, Tabl
     return figure, study.columns(["proxy_nats", "golden_nats"])
 
 
-def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def training_curves(study: Study) -> tuple[Figure, Table]:
     """Train proxy, proxy and golden (nats per sequence) over epochs, step 0 at the left edge, with bands."""
     onset = Line2D([], [], ls="", marker="v", ms=8, color=MUTED, label="onset")
     metrics = banded(study.truth)
     handles = _arm_handles(study) + ([onset] if _onset_points(study) else [])
-    figure, panels = _sheet(handles, len(metrics), narrow)
+    figure, panels = _sheet(handles, len(metrics))
     axis = _start_axis(study, "epoch")
     for axes, metric in zip(panels, reversed(metrics), strict=True):
         for label in study.labels:
@@ -113,7 +126,7 @@ def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         if metric != "train_proxy":
             _reference(axes, study.references(f"{metric}_at_start"), "at the start", dashes=":")
         axis.apply(axes, "epochs (passes over the prompts)")
-        axes.set_title(_curve_name(study, metric))
+        axes.set_title(curve_name(study, metric))
         axes.set_ylabel("nats per sequence")
     _reference(panels[-1], study.references("d_oracle_teacher"), "d(oracle, teacher)")
     for label, epoch, golden in _onset_points(study):
@@ -128,13 +141,13 @@ def training_curves(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     return figure, [row | margin for row, margin in zip(table, margins, strict=True)]
 
 
-def theory_terms(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def theory_terms(study: Study) -> tuple[Figure, Table]:
     """golden − d(o,t) = E_{y~o}[log t − log s] beside proxy = E_{y~t}[log t − log s], one panel per arm."""
     handles = [
         Line2D([], [], color=MUTED, label="on what the oracle writes: golden − d(oracle, teacher)"),
         Line2D([], [], color=MUTED, ls="--", label="on what the teacher writes: proxy"),
     ]
-    figure, panels = _sheet(handles, len(study.labels), narrow, columns=3, sharey=True)
+    figure, panels = _sheet(handles, len(study.labels), columns=3, sharey=True)
     axis = _start_axis(study, "epoch")
     for axes, label in zip(panels, study.labels, strict=True):
         for key, dashes in (("oracle_term_nats", "-"), ("proxy_nats", "--")):
@@ -142,15 +155,15 @@ def theory_terms(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         axes.axhline(0.0, color=MUTED, lw=0.8)
         axis.apply(axes, "epochs (passes over the prompts)")
         axes.set_title(short(label, 24), color=_colour(study, label))
-    for axes in panels if narrow else panels[::3]:
+    for axes in panels[::3]:
         axes.set_ylabel("nats per sequence")
     return figure, study.columns(["oracle_term_nats", "proxy_nats"])
 
 
-def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def convergence(study: Study) -> tuple[Figure, Table]:
     """Held-out proxy and golden against the step, both axes logarithmic: a power law is a straight line."""
     metrics = ("proxy", "golden") if study.truth is not None else ("proxy",)
-    figure, panels = _sheet(_arm_handles(study), len(metrics), narrow)
+    figure, panels = _sheet(_arm_handles(study), len(metrics))
     last = max(2, *(row["step"] for curve in study.curves for row in curve.rows))
     for axes, metric in zip(panels, metrics, strict=True):
         axes.set_xscale("log", nonpositive="mask")
@@ -163,26 +176,18 @@ def convergence(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         close = [value for value in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < value < high]
         plain_ticks(axes.yaxis, ticks if len(ticks) > 2 else close)
         if len(metrics) > 1:
-            axes.set_title(_curve_name(study, metric))
+            axes.set_title(curve_name(study, metric))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel("nats per sequence" if len(metrics) > 1 else "held-out proxy (nats per sequence)")
     return figure, [row for row in study.columns([f"{metric}_nats" for metric in metrics]) if row["step"] > 0]
 
 
-def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def degeneration(study: Study) -> tuple[Figure, Table]:
     """Six signs of decay over steps, read from the student's own samples; no oracle is needed for any."""
-    signs = {
-        "response_tokens_mean": ("response length", "tokens"),
-        "truncated_fraction": ("cut at the length limit", "share of responses"),
-        "repetition_fraction": ("repetition", "share of 3-grams"),
-        "distinct_2": ("distinct bigrams", "distinct / all"),
-        "student_entropy_nats_per_token": ("entropy", "nats per token"),
-        "kl_from_start_nats": ("distance from its own start", "nats per sequence"),
-    }
     dashed = Line2D([], [], color=MUTED, lw=1.1, ls="--", label="entropy of the teacher")
-    figure, panels = _sheet([*_arm_handles(study), dashed], 6, narrow, columns=3, height=1.6)
+    figure, panels = _sheet([*_arm_handles(study), dashed], 6, columns=3, height=1.6)
     axis = _start_axis(study, "step")
-    for axes, (key, (title, unit)) in zip(panels, signs.items(), strict=True):
+    for axes, (key, (title, unit)) in zip(panels, SIGNS.items(), strict=True):
         for label in study.labels:
             _draw_label(axes, study, label, "step", key, axis.place, marker="")
             if key == "student_entropy_nats_per_token":
@@ -192,12 +197,12 @@ def degeneration(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
         axes.set_ylim(0, max(axes.get_ylim()[1], 0.02))
         axes.set_title(title)
         axes.set_ylabel(unit)
-    return figure, study.columns([*signs, "teacher_entropy_nats_per_token", "reference_nll_nats"])
+    return figure, study.columns([*SIGNS, "teacher_entropy_nats_per_token", "reference_nll_nats"])
 
 
-def judges(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def judges(study: Study) -> tuple[Figure, Table]:
     """What each judge says over steps, in its own unit; the title says which way is better."""
-    figure, panels = _sheet(_arm_handles(study), len(study.judges), narrow, columns=3, height=1.6)
+    figure, panels = _sheet(_arm_handles(study), len(study.judges), columns=3, height=1.6)
     axis = _start_axis(study, "step")
     for axes, (column, higher_is_better) in zip(panels, study.judges.items(), strict=True):
         for label in study.labels:
@@ -208,27 +213,15 @@ def judges(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
     return figure, study.columns([name for column in study.judges for name in (column, f"{column}_stderr")])
 
 
-def time_spent(study: Study, narrow: bool = False) -> tuple[Figure, Table]:
+def time_spent(study: Study) -> tuple[Figure, Table]:
     """Seconds by phase for every arm, and for the stages around the arms; means over seeds."""
-    used = [phase for curve in study.curves for phase in curve.rows[-1]["seconds"]]
-    phases = sorted(set(used), key=[*_PHASE_NAMES, *used].index)
-    stages = dict.fromkeys(stage for run in study.runs for stage in run.manifest["stage_seconds"])
-    bars = {
-        ("arm", label): {p: _mean([c.rows[-1]["seconds"].get(p) for c in study.curves_of(label)]) for p in phases}
-        for label in study.labels
-    }
-    for stage in stages:
-        seconds = _mean([run.manifest["stage_seconds"].get(stage) for run in study.runs])
-        # The arms have their own bars, and what took no time needs none.
-        if stage != "arms" and seconds >= 0.05:
-            bars["stage", stage] = {stage: seconds}
+    bars = phase_seconds(study)
+    phases = arm_phases(study)
     colours = {phase: PHASE_COLOURS[i % len(PHASE_COLOURS)] for i, phase in enumerate(phases)}
-    handles = [Patch(color=colours[phase], label=_PHASE_NAMES.get(phase) or short(phase)) for phase in phases]
-    names = [
-        short(_STAGE_NAMES.get(name, name) if kind == "stage" else name, 20 if narrow else 34) for kind, name in bars
-    ]
+    handles = [Patch(color=colours[phase], label=PHASE_NAMES.get(phase) or short(phase)) for phase in phases]
+    names = [short(STAGE_NAMES.get(name, name) if kind == "stage" else name, 34) for kind, name in bars]
     room = 0.3 + 0.068 * max(map(len, names))
-    figure, (axes,) = _sheet(handles, 1, narrow, width=8.4, height=0.3 * len(names) + 0.1, left=room)
+    figure, (axes,) = _sheet(handles, 1, width=8.4, height=0.3 * len(names) + 0.1, left=room)
     for place, ((kind, _), parts) in enumerate(bars.items()):
         end = 0.0
         for phase, seconds in parts.items():
@@ -257,6 +250,7 @@ FIGURES: dict[str, FigureSpec] = {
         "to the truth. A healthy path goes left and down. A path that goes left and up is teacher hacking: the "
         "student pleases the teacher at the cost of the truth.",
         with_oracle="A student that became the teacher exactly would sit at proxy 0, on the line d(oracle, teacher).",
+        live="Filled dot: the step that is held. Ring: lowest golden.",
         needs="truth",
     ),
     "training_curves": FigureSpec(
@@ -281,7 +275,10 @@ FIGURES: dict[str, FigureSpec] = {
         convergence,
         "Does it follow a power law?",
         "Both axes are logarithmic, so a power law is a straight line; healthy runs are nearly straight once they "
-        "have got going. A curve that flattens or turns up has left its law. Step 0 has no place on this axis.",
+        "have got going. A curve that flattens or turns up has left its law.",
+        live="The dashed line is the law c + a (t + t0)^-b, fitted to the held-out proxy up to where the detector "
+        "suspects damage; in its band lie 95 % of new evaluations, if the law holds. What is shaded was not fitted.",
+        still="Step 0 has no place on this axis.",
     ),
     "degeneration": FigureSpec(
         degeneration,
@@ -306,14 +303,15 @@ FIGURES: dict[str, FigureSpec] = {
 """Every figure of the report, by file name, in the order of the page."""
 
 
-def draw(name: str, study: Study, narrow: bool = False) -> tuple[str, Table]:
-    """The figure ``name`` as SVG text, the same bytes for the same study, and its table."""
+def draw(name: str, study: Study) -> tuple[str, bytes, Table]:
+    """The figure ``name`` as SVG text and as a PNG of 300 dpi, the same bytes for the same study, and its table."""
     with in_style():
-        figure, table = FIGURES[name].draw(study, narrow)
-        return to_svg(figure), table
+        figure, table = FIGURES[name].draw(study)
+        return to_svg(figure), to_png(figure), table
 
 
-def _curve_name(study: Study, metric: str) -> str:
+def curve_name(study: Study, metric: str) -> str:
+    """What a panel of one metric is called."""
     names = {"proxy": "held-out proxy", "train_proxy": "train proxy", "golden": "golden"}
     if study.truth == "references":
         names["golden"] = "golden up to a constant"
@@ -327,7 +325,6 @@ def _start_axis(study: Study, key: str) -> StartAxis:
 def _sheet(
     handles: Sequence[Artist],
     count: int,
-    narrow: bool,
     columns: int = 4,
     width: float = 10.2,
     height: float = 2.6,
@@ -336,7 +333,7 @@ def _sheet(
 ) -> tuple[Figure, list[Axes]]:
     # ``count`` panels of ``height`` inches under one legend. All margins are inches: an automatic layout would
     # draw everything twice, and take half of the time of the report.
-    columns, width = (1, 3.9) if narrow else (min(count, columns), width)
+    columns = min(count, columns)
     rows = -(-count // columns)
     legend_columns = _legend_columns([str(handle.get_label()) for handle in handles], width)
     title, foot = 0.3 if count > 1 else 0.1, 0.52
@@ -443,19 +440,15 @@ def _colour(study: Study, label: str) -> str:
 
 def _marker(study: Study, label: str) -> str:
     # Where colours begin again, markers do not: no two of the first 49 labels share both.
-    rank = _rank(study, label)
-    return _MARKERS[(rank + rank // len(ARM_COLOURS)) % len(_MARKERS)]
+    number = rank(study, label)
+    return _MARKERS[(number + number // len(ARM_COLOURS)) % len(_MARKERS)]
 
 
-def _rank(study: Study, label: str) -> int:
-    # The paper's three sources look the same in every report; other arms take the places that are free.
+def rank(study: Study, label: str) -> int:
+    """The number of a label's look: the paper's three sources look alike in every report, others take free places."""
     if label in _FIXED_RANKS:
         return _FIXED_RANKS[label]
     labels = [*study.labels, *study.waiting]
     taken = {_FIXED_RANKS[each] for each in labels if each in _FIXED_RANKS}
     free = [rank for rank in range(len(labels) + len(taken)) if rank not in taken]
     return free[[each for each in labels if each not in _FIXED_RANKS].index(label)]
-
-
-def _mean(seconds: Sequence[float | None]) -> float:
-    return float(np.mean([value or 0.0 for value in seconds]))

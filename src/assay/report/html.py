@@ -1,10 +1,9 @@
-"""Files of one or many runs -> one page that opens anywhere: no script, no network, no torch."""
+"""Files of one or many runs -> one page that opens anywhere: no network, no torch, readable without its scripts."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +17,19 @@ from markupsafe import Markup
 
 from assay import runs
 from assay.errors import AssayError
+from assay.report.assets import CHART_STYLES, CHARTS, Assets, embed
+from assay.report.evidence import checks_table, detector_row, examine, law_panels
 from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
-from assay.report.schedule import time_sentence
+from assay.report.next_steps import next_steps, recipe
+from assay.report.page_data import page_data
+from assay.report.responses import one_of_each_experiment, responses_by_step, samples
+from assay.report.schedule import time_bars, time_sentence
 from assay.report.style import PALETTE
-from assay.report.tables import Curve, Run, Study, numbers, read_study, to_csv
+from assay.report.tables import Run, Study, numbers, read_study, to_csv
 from assay.report.words import comparison, deed, duration, interval, meaning, nats, proxy, readable, visible
 
-NUM_SAMPLE_PROMPTS = 6
-MAX_SAMPLE_CHARACTERS = 1_500
+PAGE = Assets((*CHARTS, "page.js"), (*CHART_STYLES, "page.css"))
 
 _ICONS = {
     "teacher_hacking": "✗",
@@ -44,36 +47,34 @@ _BAND_NOTE = (
 
 
 def write_report(run_directories: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> Path:
-    """Write ``out/report.html``, ``out/figures/*.svg`` and ``out/tables/*.csv``; return the path of the page.
+    """Write ``out/report.html``, ``out/figures/*.svg`` and ``.png``, ``out/tables/*.csv``; return the page's path.
 
     Runs of several experiments are told apart by the names of their folders, or by ``names``, one for each run.
 
-    The page stands alone: figures are inside it and it loads nothing. Runs may still be going, as long as each
-    has finished an arm. The same files give the same bytes. Each file replaces its predecessor at once, and none
-    is touched when the runs cannot be read.
+    The page stands alone: curves, data and scripts are inside it and it loads nothing; where scripts are off it shows
+    the figures. Runs may still be going, as long as each has finished an arm. The same files give the same bytes. Each
+    file replaces its predecessor at once, and none is touched when the runs cannot be read.
 
     Raises:
         AssayError: the runs cannot be read (see ``tables.read_study``), or ``out`` cannot be written.
     """
     study = read_study(run_directories, names)
-    files: dict[str, str] = {"tables/numbers.csv": to_csv(numbers(study))}
+    files: dict[str, str | bytes] = {"tables/numbers.csv": to_csv(numbers(study))}
     pictures = []
     for name, spec in FIGURES.items():
         if not spec.fits(study):
             continue
-        wide, table = draw(name, study)
-        narrow, _ = draw(name, study, narrow=True)
-        files[f"figures/{name}.svg"] = wide
-        files[f"tables/{name}.csv"] = to_csv(table)
+        svg, png, table = draw(name, study)
+        files |= {f"figures/{name}.svg": svg, f"figures/{name}.png": png, f"tables/{name}.csv": to_csv(table)}
         banded = name == "training_curves" and any(len(study.curves_of(label)) == 1 for label in study.labels)
         notes = [spec.with_oracle if study.truth == "oracle" else "", _BAND_NOTE if banded else ""]
         caption = " ".join([spec.caption, *filter(None, notes)])
-        pictures.append({"name": name, "title": spec.title, "caption": caption})
-        pictures[-1] |= {"wide": inline(wide), "narrow": inline(narrow)}
+        pictures.append({"name": name, "title": spec.title, "caption": caption, "svg": inline(svg)})
+        pictures[-1] |= {"live": spec.live, "still": spec.still}
     files["report.html"] = render(study, pictures)
     _refuse_what_is_in_the_way([out / name for name in files])
-    for name, text in files.items():
-        runs.write_text(out / name, text)
+    for name, content in files.items():
+        runs.write_bytes(out / name, content.encode("utf-8") if isinstance(content, str) else content)
     return out / "report.html"
 
 
@@ -83,6 +84,9 @@ def render(study: Study, pictures: list[Row]) -> str:
     shown = np.concatenate([study.mean(label, _shown_on_cards(study)) for label in study.labels])
     # One scale for the small curves of all cards: a healthy arm's must not look like a hacking one's.
     limits = (float(np.nanmin(shown)), float(np.nanmax(shown)))
+    evidence, time = examine(study), time_bars(study)
+    data = page_data(study) | {"responses": responses_by_step(study)}
+    data["figures"]["convergence"] = {"panels": law_panels(study, evidence)}
     return fill(
         "template.html.j2",
         headline=headline(study),
@@ -100,11 +104,20 @@ def render(study: Study, pictures: list[Row]) -> str:
         references=first.summary["references"] if len(study.runs) == 1 and study.truth == "oracle" else None,
         truth=study.truth,
         proxy_is=study.proxy_is,
+        next_steps=next_steps(study),
         pictures=pictures,
-        samples=[block for run in _one_of_each_experiment(study) for block in samples(study, run)],
+        samples=[block for run in one_of_each_experiment(study) for block in samples(study, run)],
+        labels=study.labels,
+        checks=checks_table(study, evidence),
+        detector=detector_row(study, evidence),
+        time=time,
+        phase_names={phase["phase"]: phase["name"] for phase in time["phases"]},
+        phase_numbers={phase["phase"]: phase["number"] for phase in time["phases"]},
         curves=[curve for curve in study.curves if curve.summary],
         slots={label: slot(study, label) for label in (*study.labels, *study.waiting)},
         runs=[provenance(run) for run in study.runs],
+        assets=PAGE,
+        data=embed(data),
     )
 
 
@@ -258,34 +271,6 @@ def sparkline(values: np.ndarray, limits: tuple[float, float], width: int = 220,
     }
 
 
-def samples(study: Study, run: Run) -> list[Row]:
-    """The first held-out prompts of a run, each with its responses: shared ones, then one row per arm."""
-    held_out = run.responses.filter(pc.field("split") == "held_out")
-    by_arms = held_out.filter(pc.field("arm") != "")["prompt_id"].unique()
-    chosen = (by_arms if len(by_arms) else held_out["prompt_id"].unique())[:NUM_SAMPLE_PROMPTS]
-    rows = held_out.filter(pc.field("prompt_id").isin(chosen)).to_pylist()
-    # One seed of each label: the page shows examples, the parquet file holds them all.
-    first = {curve.label: curve for curve in reversed(study.curves) if curve.run is run}
-    curves = [first[label] for label in study.labels if label in first]
-    blocks = []
-    for prompt_id in chosen.to_pylist():
-        mine = [row for row in rows if row["prompt_id"] == prompt_id]
-        names = {"dataset": "reference", "oracle": "oracle", "teacher": "teacher"}
-        shared = [
-            _cell(name, next(row for row in mine if row["writer"] == writer))
-            for writer, name in names.items()
-            if any(row["writer"] == writer for row in mine)
-        ]
-        arms = [{"label": curve.label, "cells": _student_cells(curve, mine)} for curve in curves]
-        starts = {arm["cells"][0]["text"] for arm in arms if arm["cells"]}
-        if len(starts) == 1:
-            shared.append(next(arm["cells"][0] for arm in arms if arm["cells"]))
-            arms = [{"label": arm["label"], "cells": arm["cells"][1:]} for arm in arms]
-        arms = [arm for arm in arms if arm["cells"]]
-        blocks.append({"run": run.directory.name, "prompt": _cut(mine[0]["prompt"]), "shared": shared, "arms": arms})
-    return blocks
-
-
 def provenance(run: Run) -> Row:
     """Where the numbers of a run come from, and the commands that make them again."""
     manifest = run.manifest
@@ -320,9 +305,7 @@ def provenance(run: Run) -> Row:
 
 def recipe_command(manifest: Row) -> str:
     """The shell command that runs the same recipe with the same seed, as far as no field was overridden."""
-    recipe = manifest["recipe"]
-    verb = ["assay", "quickstart"] if recipe == "quickstart" else ["assay", "run", recipe]
-    return shlex.join([*verb, "--seed", str(manifest["seed"])])
+    return f"{recipe(manifest)} --seed {manifest['seed']}"
 
 
 def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:
@@ -336,49 +319,5 @@ def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:
             raise AssayError(f"cannot write in {str(path.parent)!r}: it is not a folder; choose another --out")
 
 
-def _one_of_each_experiment(study: Study) -> list[Run]:
-    return list({run.experiment: run for run in reversed(study.runs)}.values())[::-1]
-
-
 def _num_prompts(run: Run) -> int:
     return len(run.probe.filter(pc.field("metric") == "proxy")["prompt_id"].unique())
-
-
-def _student_cells(curve: Curve, rows: list[Row]) -> list[Row]:
-    mine = [row for row in rows if row["writer"] == "student" and row["arm"] in ("", curve.arm)]
-    # Samples of the arm itself come first: they share their random numbers from step to step.
-    mine.sort(key=lambda row: row["arm"] == "")
-    written: dict[int, Row] = {}
-    for row in mine:
-        if row["arm"] == "" or row["seed"] == curve.seed:
-            written.setdefault(row["step"], row)
-    if not written:
-        return []
-    golden = curve["golden_nats"]
-    lowest = curve.rows[int(np.nanargmin(golden))]["step"] if np.isfinite(golden).any() else 0
-    best_step = curve.summary["best_step"] if curve.summary else lowest
-    start, end = min(written), max(written)
-    best = min(written, key=lambda step: (abs(step - best_step), step))
-    named: dict[int, list[str]] = {}
-    for step, name in (
-        (start, "start"),
-        (best, "best" if best == best_step else "near the best"),
-        (end, "end"),
-    ):
-        named.setdefault(step, []).append(name)
-    # The start comes first and alone, so that arms that share it can show it once.
-    cells = [_cell("student, start", written[start])]
-    if best == start and end != start:
-        cells.append({"who": "student, best", "note": "is the start itself", "text": None, "truncated": False})
-    for step in sorted(set(named) - {start}):
-        cells.append(_cell(f"student, {' and '.join(named[step])}", written[step], f"step {step:,}"))
-    return cells
-
-
-def _cell(who: str, row: Row, note: str = "") -> Row:
-    return {"who": who, "note": note, "text": _cut(row["text"]), "truncated": row["truncated"]}
-
-
-def _cut(text: str) -> str:
-    rest = len(text) - MAX_SAMPLE_CHARACTERS
-    return text if rest <= 0 else f"{text[:MAX_SAMPLE_CHARACTERS]} […{rest:,} more characters]"

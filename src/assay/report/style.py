@@ -1,4 +1,4 @@
-"""How every figure looks: colours, matplotlib's style, an axis of steps, and SVG with the same bytes for one figure."""
+"""How every figure looks: colours, matplotlib's style, an axis of steps; the same bytes for the same figure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
 ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a6a58")
 """After Okabe and Ito: told apart by readers with any common colour blindness, each on light and on dark."""
+PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255", "#cc6677", "#117733", "#bbbbbb")
 PALETTE = {"ink": INK, "muted": MUTED, "grid": GRID, "card": PAPER}
 PALETTE |= {f"arm-{number}": colour for number, colour in enumerate(ARM_COLOURS)}
+PALETTE |= {f"phase-{number}": colour for number, colour in enumerate(PHASE_COLOURS)}
 """The colours that the page may replace in the dark, by name."""
 
 STYLE: dict[str, Any] = {
@@ -68,6 +70,13 @@ def to_svg(figure: Figure) -> str:
     data = BytesIO()
     figure.savefig(data, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return data.getvalue().decode("utf-8")
+
+
+def to_png(figure: Figure) -> bytes:
+    """The same figure as a PNG of 300 dpi on white, for papers that take no SVG."""
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=300, facecolor="white", metadata={"Software": None})
+    return data.getvalue()
 
 
 class StartAxis:

@@ -261,6 +261,18 @@ def paired_margins(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[in
     Paired over prompts; several responses to one prompt count as their mean. NaN for a single prompt: unknown is
     not zero. Raises AssayError when the prompts change from step to step.
     """
+    steps, values_SP = values_by_prompt(probe, arm, seed, metric)
+    if values_SP.shape[1] < 2:
+        return {int(step): np.nan for step in steps}
+    changes = [t_interval(paired_difference(values_P, values_SP[0])) for values_P in values_SP]
+    return {int(step): change.high - change.value for step, change in zip(steps, changes, strict=True)}
+
+
+def values_by_prompt(probe: pa.Table, arm: str, seed: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps [S] and values [S, P] (nats) of one metric of one arm; the same prompt in each column.
+
+    Raises AssayError when the prompts change from step to step.
+    """
     chosen = (pc.field("arm") == arm) & (pc.field("seed") == seed)
     rows = probe.filter(chosen & (pc.field("metric") == metric))
     per_prompt = rows.group_by(["step", "prompt_id"]).aggregate([("value_nats", "mean")])
@@ -273,11 +285,7 @@ def paired_margins(probe: pa.Table, arm: str, seed: int, metric: str) -> dict[in
             f"the prompts of {metric!r} in probe.parquet change along arm {arm!r}, seed {seed}: steps can only be "
             "compared on one frozen set of prompts; repeat the command that made the run in another folder"
         )
-    if len(prompts) < 2:
-        return {int(step): np.nan for step in steps}
-    values_SP = per_prompt["value_nats_mean"].to_numpy().reshape(len(steps), len(prompts))
-    changes = [t_interval(paired_difference(values_P, values_SP[0])) for values_P in values_SP]
-    return {int(step): change.high - change.value for step, change in zip(steps, changes, strict=True)}
+    return steps, per_prompt["value_nats_mean"].to_numpy().reshape(len(steps), len(prompts))
 
 
 def numbers(study: Study) -> Table:

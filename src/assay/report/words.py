@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,12 @@ def visible(text: str, keep: str = "") -> str:
     What is left can be written as UTF-8 and as XML; halves of surrogate pairs become U+FFFD.
     """
     # XML forbids most of them, even escaped: an SVG with one in a label would not open.
-    return text.translate({code: symbol for code, symbol in _SYMBOLS.items() if chr(code) not in keep})
+    return text.translate(_symbols_but(keep))
+
+
+@functools.cache
+def _symbols_but(keep: str) -> dict[int, int]:
+    return {code: symbol for code, symbol in _SYMBOLS.items() if chr(code) not in keep}
 
 
 def truth(kind: str | None) -> str:
