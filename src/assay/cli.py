@@ -22,6 +22,7 @@ from assay import ranks
 from assay.commands import (
     answers,
     bases,
+    cite,
     compare,
     diagnose,
     doctor,
@@ -125,7 +126,7 @@ def _dispatch(given: Sequence[str]) -> None:
             **{f.__name__: f for f in (quickstart, doctor)},
             "distill": Distill,
             "lab": Lab,
-            **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose)},
+            **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose, cite)},
             **{f.__name__: f for f in (recipes, bases, tasks)},
         }
         if given and not given[0].startswith("-") and given[0] not in commands:

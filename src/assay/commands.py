@@ -346,6 +346,20 @@ def generate(
     print(write(request, prompts, out, processes, announce=lambda line: print(f"assay: {line}", file=sys.stderr)))
 
 
+def cite(run: Positional[Path]) -> None:
+    """Print BibTeX for assay and every method that a run has used.
+
+    Args:
+        run: A run folder.
+    """
+    from assay import citations
+
+    entries, models = citations.cite(run)
+    print(entries)
+    if models:
+        print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
+
+
 def recipes() -> None:
     """List the recipes, and the studies that `assay sweep` runs."""
     from assay.recipes.studies import STUDIES
