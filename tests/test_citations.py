@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import assay_here
-from test_experiment import small
 
 from assay import run_experiment
 from assay.citations import ENTRIES, OF_DIVERGENCE, own_entry, unknown_models, used_by
@@ -21,6 +19,8 @@ from assay.data.tasks import TASKS
 from assay.divergences import DIVERGENCES
 from assay.models.bases import BASES
 from assay.recipes import RECIPES, get_recipe
+from command_line import assay_here
+from test_experiment import small
 
 ROOT = Path(__file__).parent.parent
 BRACKETS = re.compile(r"\[([A-Z][^\[\]]*?\b(?:19|20)\d\d[^\[\]]*)\]")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import open_page
-from scripts import loaded
 
 import assay
+from browser import open_page
+from scripts import loaded
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,7 +72,7 @@ def tables(page: str) -> list[list[list[str]]]:
     """The tables of a page: rows of cells, without head and rule."""
     blocks = re.findall(r"(?:^\|.*\n)+", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
     return [
-        [[cell.strip() for cell in row.strip("|").split(" | ")] for row in block.splitlines()[2:]] for block in blocks
+        [[cell.strip() for cell in row.strip("|").split("|")] for row in block.splitlines()[2:]] for block in blocks
     ]
 
 
@@ -152,6 +152,8 @@ def test_a_public_name_that_is_missing_or_mute_is_a_fault(site: Path) -> None:
     assert hook.api_faults(page, []) == []
     (fault,) = hook.api_faults(page.replace('id="assay.judge"', ""), [])
     assert fault == "assay.judge is missing: add `::: assay.judge`"
+    assert hook.api_faults(page, ["assay.cli._fail"]) == ["assay.cli._fail has no docstring"]
+    assert "assay.divergences.DIVERGENCES has no docstring" not in hook.api_faults(page, ["assay.divergences"])
 
 
 def test_a_bad_link_a_bad_anchor_and_a_page_that_nothing_leads_to_end_the_build(tmp_path: Path) -> None:
@@ -293,10 +295,10 @@ def test_estimates(two_tokens: tuple[dict[str, list[float]], dict[str, list[floa
     estimates = {
         text: (kl(p["t"], q["t"]) + kl(p[text[0]], q[text[0]]), math.log(of_p[text] / of_q[text])) for text in of_p
     }
-    probabilities = {row[0].strip("| ").replace(" ", ""): values(row[1:2])[0] for row in rows}
+    probabilities = {row[0].replace(" ", ""): values(row[1:2])[0] for row in rows}
     assert {text: round(value, 2) for text, value in of_p.items()} == pytest.approx(probabilities, abs=0.0051)
     for row in rows:
-        assert near(values(row[2:]), estimates[row[0].strip("| ").replace(" ", "")])
+        assert near(values(row[2:]), estimates[row[0].replace(" ", "")])
     for at in (0, 1):
         expected = sum(of_p[text] * estimates[text][at] for text in of_p)
         spread = math.sqrt(sum(of_p[text] * (estimates[text][at] - expected) ** 2 for text in of_p))

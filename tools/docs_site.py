@@ -1,9 +1,9 @@
 """Hooks of mkdocs: what the documentation site needs beyond the pages in docs/, and what its build refuses.
 
-- Links of docs/*.md that lead out of docs/ work on GitHub; here each file that they lead to becomes a part of the site, and
-  so on from there. Programs and data become pages that show them.
-- ``<!-- live: NAME -->`` becomes a chart drawn from committed results (``live_figures.py``), ``<!-- citations -->`` the table of
-  ``assay.citations``.
+- Links of docs/*.md that lead out of docs/ work on GitHub; here each file that they lead to becomes a part of the site,
+  and so on from there. Programs and data become pages that show them.
+- ``<!-- live: NAME -->`` becomes a chart drawn from committed results (``live_figures.py``), ``<!-- citations -->`` the
+  table of ``assay.citations``.
 - A public name that the API page does not show, or that has no docstring, ends the build.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,9 @@ SHOWN_AS_CODE = {".py": "python", ".json": "json", ".jsonl": "json", ".csv": "te
 MOST_SHOWN = 100_000  # characters of a program or of data on a page
 _LINK = re.compile(r"(\]\(|src=\"|href=\")(?![a-z]+:|#|/)([^)\s\"#]+)")
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+_ROW = re.compile(r"^\|.*$", re.MULTILINE)
+_SPAN = re.compile(r"`[^`\n]+`")
+_INTERVAL = re.compile(r"\[([+−-]?[\d.]+), ([+−-]?[\d.]+)\]")
 _NAMED = re.compile(r'id="(assay\.[\w.]+)"')
 _ASKED = re.compile(r"^::: (\S+)", re.MULTILINE)
 
@@ -66,6 +69,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turns links into those of the site, and placeholders into what they stand for."""
     source = _source_of(page.file.src_uri)
     markdown = _without_code(markdown, lambda text: _LINK.sub(lambda found: _relinked(found, source), text))
+    markdown = _ROW.sub(lambda found: _as_python_markdown(found[0]), markdown)
     markdown = re.sub(r"<!-- live: (\w+) -->", lambda found: _chart(found[1]), markdown)
     return markdown.replace("<!-- citations -->", _bibliography())
 
@@ -114,13 +118,19 @@ def _without_code(markdown: str, change: Any) -> str:
     return "".join([*parts, change(markdown[place:])])
 
 
+def _as_python_markdown(row: str) -> str:
+    """A row of a table: GitHub wants bars escaped in code too, and an interval belongs on one line."""
+    row = _SPAN.sub(lambda found: found[0].replace("\\|", "|"), row)
+    return _INTERVAL.sub("[\\1,\u00a0\\2]", row)
+
+
 def _file(target: str, config: MkDocsConfig) -> File:
-    path = ROOT / target
+    path, inclusion = ROOT / target, InclusionLevel.NOT_IN_NAV
     if path.suffix == ".md":
-        return File.generated(config, target, content=path.read_text(encoding="utf-8"))
+        return File.generated(config, target, content=path.read_text(encoding="utf-8"), inclusion=inclusion)
     if path.suffix in SHOWN_AS_CODE:
-        return File.generated(config, f"{target}.md", content=_as_page(path))
-    return File.generated(config, target, abs_src_path=str(path))
+        return File.generated(config, f"{target}.md", content=_as_page(path), inclusion=inclusion)
+    return File.generated(config, target, abs_src_path=str(path), inclusion=inclusion)
 
 
 def _as_page(path: Path) -> str:
@@ -148,7 +158,7 @@ def _relinked(found: re.Match[str], source: str) -> str:
 
 
 def _chart(name: str) -> str:
-    """A chart's data in the page, and a table of its numbers for readers without scripts."""
+    """A chart's data in the page; docs/javascripts/live.js draws it."""
     chart = live_figures.FIGURES[name]()
     data = json.dumps(chart, allow_nan=False)
     for sign in "<>&\u2028\u2029":

@@ -25,7 +25,7 @@ Line = tuple[str, str, dict[int, float]]
 
 
 def quickstart() -> Row:
-    """Proxy and golden of the quickstart's three arms, means of the five seeds of benchmarks/lab (runs of HackBench)."""
+    """Proxy and golden of the quickstart's three arms: means of the five seeds of benchmarks/lab, from HackBench."""
     arm_of = quickstart_runs()
     curves = [row for row in _rows("hackbench/trajectories.parquet") if row["run"] in arm_of]
 
@@ -68,8 +68,16 @@ def quickstart_runs() -> dict[str, str]:
 
 def _is_plain(row: Row) -> bool:
     """Whether no dial of the world was turned."""
-    dials = {"num_prompts": 256, "completions_per_prompt": 1, "divergence": "forward_kl", "learning_rate": 3e-4,
-             "schedule": "constant", "num_steps": 300, "teacher": "define-teacher", "student": "define-student"}  # fmt: skip
+    dials = {
+        "num_prompts": 256,
+        "completions_per_prompt": 1,
+        "divergence": "forward_kl",
+        "learning_rate": 3e-4,
+        "schedule": "constant",
+        "num_steps": 300,
+        "teacher": "define-teacher",
+        "student": "define-student",
+    }
     return all(row[name] == value for name, value in dials.items())
 
 

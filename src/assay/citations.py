@@ -175,7 +175,8 @@ _TRAINING = (
            "Liger Kernel: Efficient {Triton} Kernels for {LLM} Training", 2024, eprint="2410.10989"),
     _entry("wortsman2022", "`mean_of_students`: averaged weights", "inproceedings", "Wortsman, Mitchell and others",
            "Model Soups: Averaging Weights of Multiple Fine-Tuned Models Improves Accuracy without Increasing "
-           "Inference Time", 2022, booktitle="International Conference on Machine Learning (ICML)", eprint="2203.05482"),
+           "Inference Time", 2022,
+           booktitle="International Conference on Machine Learning (ICML)", eprint="2203.05482"),
     _entry("kaplan2020", "the forecast: operations per token", "misc", "Kaplan, Jared and others",
            "Scaling Laws for Neural Language Models", 2020, eprint="2001.08361"),
     _entry("korthikanti2022", "the forecast: memory of activations", "misc", "Korthikanti, Vijay and others",
