@@ -187,6 +187,14 @@ def test_pages_run_without_errors_or_a_network(site: Path, page: str) -> None:
         assert opened.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("page", ["teacher-hacking", "api"])
+def test_pages_are_accessible(site: Path, page: str, dark: bool) -> None:
+    with open_page(site / f"{page}.html", width=1300, dark=dark) as opened:
+        # the theme's script gives the bars of two code blocks one name, none
+        assert [fault for fault in opened.axe() if not fault.startswith("landmark-unique")] == []
+
+
 def test_the_search_works_from_a_file(site: Path) -> None:
     with open_page(site / "index.html", width=1300) as opened:
         opened.page.fill("[data-md-component=search-query]", "references")
@@ -198,6 +206,10 @@ def test_the_search_works_from_a_file(site: Path) -> None:
 def test_charts_are_drawn_and_their_curves_can_be_hidden_by_keyboard(site: Path) -> None:
     with open_page(site / "teacher-hacking.html", width=1300) as opened:
         assert opened.page.locator("figure.live .u-over").count() == 2
+        first, second = (opened.page.locator("figure.live .uplot").nth(i).bounding_box() for i in range(2))
+        assert first is not None
+        assert second is not None
+        assert first["x"] + first["width"] <= second["x"] or first["y"] + first["height"] <= second["y"]
         names = opened.page.locator("figure.live .u-legend [role=button]")
         assert names.all_inner_texts()[:3] == ["offline", "online teacher", "online student"]
         names.first.press("Enter")

@@ -22,6 +22,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
@@ -34,14 +35,23 @@ DOCS = "docs/"
 API = "api.md"
 UPLOT = ROOT / "src/assay/report/assets"
 SHOWN_AS_CODE = {".py": "python", ".json": "json", ".jsonl": "json", ".csv": "text", ".cff": "yaml", "": "text"}
+MOST_IN_A_RIBBON = 28  # characters of a cell that may be narrow on a phone
 MOST_SHOWN = 100_000  # characters of a program or of data on a page
 _LINK = re.compile(r"(\]\(|src=\"|href=\")(?![a-z]+:|#|/)([^)\s\"#]+)")
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _ROW = re.compile(r"^\|.*$", re.MULTILINE)
 _SPAN = re.compile(r"`[^`\n]+`")
 _INTERVAL = re.compile(r"\[([+−-]?[\d.]+), ([+−-]?[\d.]+)\]")
+_CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
 _NAMED = re.compile(r'id="(assay\.[\w.]+)"')
 _ASKED = re.compile(r"^::: (\S+)", re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Names anchors as GitHub does."""
+    config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -77,11 +87,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Refuses an API page that lacks a public name, or shows one that says nothing."""
     html = html.replace("<table>", '<table tabindex="0">')  # wide ones scroll, so the keyboard has to reach them
+    html = _CELL.sub(_with_width, html)
     if page.file.src_uri == API:
         faults = api_faults(html, _ASKED.findall(page.markdown or ""))
         if faults:
             raise PluginError(f"docs/{API} does not document the public names: " + "; ".join(faults))
     return html
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Names the search for those who cannot see it: the theme does not."""
+    return output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
 
 
 def api_faults(page: str, asked: list[str]) -> list[str]:
@@ -122,6 +140,12 @@ def _as_python_markdown(row: str) -> str:
     """A row of a table: GitHub wants bars escaped in code too, and an interval belongs on one line."""
     row = _SPAN.sub(lambda found: found[0].replace("\\|", "|"), row)
     return _INTERVAL.sub("[\\1,\u00a0\\2]", row)
+
+
+def _with_width(cell: re.Match[str]) -> str:
+    """A cell of a sentence says so: its column must not shrink to a ribbon."""
+    is_long = len(_TAG.sub("", cell[1])) > MOST_IN_A_RIBBON
+    return f'<td class="words">{cell[1]}</td>' if is_long else cell[0]
 
 
 def _file(target: str, config: MkDocsConfig) -> File:

@@ -57,10 +57,10 @@
   function draw(figure) {
     const chart = JSON.parse(figure.querySelector("script").textContent);
     const home = figure.querySelector(".live-panels");
-    home.replaceChildren();
-    for (const panel of chart.panels) {
-      const place = document.createElement("div");
-      home.append(place);
+    // all places first: how wide one is depends on how many there are
+    home.replaceChildren(...chart.panels.map(() => document.createElement("div")));
+    for (const [number, panel] of chart.panels.entries()) {
+      const place = home.children[number];
       const data = [panel.x, ...panel.series.map((line) => line.y)];
       makeReachable(new uPlot(options(chart, panel, place.clientWidth), data, place));
     }
