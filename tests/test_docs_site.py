@@ -17,6 +17,9 @@ import pytest
 import torch
 
 import assay
+from assay.cli import main
+from assay.config_file import load
+from assay.validation import validate
 from browser import open_page
 from scripts import loaded
 
@@ -24,6 +27,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 OUTSIDE = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 OF_STYLES = re.compile(r"(?:@import|url\()\s*[\"']?\s*(?:[a-z]+:)?//", re.IGNORECASE)
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:^|(?<!`)`)assay ([a-z]+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
 PAGES_WITH_SCRIPTS = ("index", "teacher-hacking", "choose", "api", "benchmarks/paper/findings")
 NO_MKDOCS = "no mkdocs here: pip install -c constraints.txt -e '.[docs]'"
@@ -214,6 +219,26 @@ def test_charts_are_drawn_and_their_curves_can_be_hidden_by_keyboard(site: Path)
         assert names.all_inner_texts()[:3] == ["offline", "online teacher", "online student"]
         names.first.press("Enter")
         assert [names.nth(i).get_attribute("aria-pressed") for i in range(2)] == ["false", "true"]
+
+
+def test_whole_configs_of_the_pages_are_configs(tmp_path: Path) -> None:
+    blocks = [block for page in DOCS.glob("*.md") for block in FENCED.findall(page.read_text(encoding="utf-8"))]
+    whole = [block for block in blocks if block.startswith("# mine.yaml")]
+    assert len(whole) == 2
+    for block in whole:
+        (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+        validate(load(tmp_path / "mine.yaml"))
+
+
+def test_commands_of_the_pages_are_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    code = [block for page in pages for block in FENCED.findall(page)] + re.findall(r"`[^`\n]+`", "\n".join(pages))
+    named = {name for text in code for name in COMMAND.findall(text)}
+    assert {"quickstart", "distill", "cite", "diagnose"} <= named
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"[a-z-]+", capsys.readouterr().out))
+    assert named <= known
 
 
 def test_links_of_plain_files_lead_to_files() -> None:
