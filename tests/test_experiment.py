@@ -22,6 +22,7 @@ from assay import get_recipe, run_experiment, runs
 from assay.config import Experiment, TaskConfig, to_dict
 from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
+from assay.report.tables import read_run
 from assay.types import Progress
 
 ARMS = ["offline", "online_teacher", "online_student"]
@@ -116,6 +117,28 @@ def test_responses_carry_their_provenance(run: Path) -> None:
     assert all(r["truncated"] == (r["token_ids"][-1] != 0) for r in rows)
 
 
+def test_shown_tokens_are_those_of_the_responses_of_the_first_prompts_at_every_evaluation(run: Path) -> None:
+    responses = pq.read_table(run / "responses.parquet").to_pylist()
+    held_out = {
+        (r["arm"], r["step"] if r["arm"] else None, r["prompt_id"], r["writer"]): r
+        for r in responses
+        if r["split"] == "held_out"
+    }
+    shown = list(dict.fromkeys(r["prompt_id"] for r in responses if r["split"] == "held_out" and r["arm"]))[:6]
+    tokens: dict[tuple[str, int, str, str], list[dict[str, Any]]] = {}
+    for row in pq.read_table(run / "tokens.parquet").to_pylist():
+        tokens.setdefault((row["arm"], row["step"], row["prompt_id"], row["writer"]), []).append(row)
+    evaluated = {(r["arm"], r["step"]) for r in runs.read_records(run / "metrics.jsonl")}
+    writers = ("student", "oracle", "teacher", "dataset")
+    assert set(tokens) == {(*when, prompt, writer) for when in evaluated for prompt in shown for writer in writers}
+    for (arm, step, prompt, writer), rows in tokens.items():
+        response = held_out[(arm, step, prompt, writer) if writer == "student" else ("", None, prompt, writer)]
+        assert len(rows) == response["num_tokens"]
+        assert rows[-1]["token"] == "<|endoftext|>" or response["truncated"]
+        text = "".join(row["token"] for row in rows if row["token"] != "<|endoftext|>")
+        assert text.strip() == response["text"]
+
+
 def test_train_proxy_walks_on_the_stored_pairs_offline_and_on_a_fresh_sample_online(run: Path) -> None:
     """Offline, the pairs of the table are the ones that the arm has stored and trained on; online, none of them."""
     from safetensors.torch import load_file
@@ -148,7 +171,11 @@ def test_manifest_explains_the_run(run: Path) -> None:
     assert all(0 < s["busy"] <= s["available"] for s in manifest["worker_seconds"].values())
     last = {record["arm"]: record["seconds"] for record in runs.read_records(run / "metrics.jsonl")}
     phases = {"setup", "sample", "teacher", "data", "student", "probe", "checkpoint", "write", "rest"}
-    assert all(seconds.keys() == phases for seconds in last.values())
+    assert all(seconds.keys() == phases | {"end"} for seconds in last.values())
+    for arm, seconds in last.items():
+        recorded = runs.read_records(run / "arms" / arm / "metrics.jsonl")[-1]["seconds"]
+        assert recorded.keys() == phases
+        assert all(recorded[phase] <= seconds[phase] for phase in phases)
     assert sum(sum(seconds.values()) for seconds in last.values()) <= manifest["worker_seconds"]["arms"]["busy"]
     assert {"torch", "transformers", "python"} <= set(manifest["versions"])
 
@@ -228,6 +255,7 @@ def test_a_run_that_is_stopped_by_ctrl_c_resumes_to_the_same_records(run: Path, 
     assert [without_times(r) for r in runs.read_records(folder / "metrics.jsonl")] == expected
     assert pq.read_table(folder / "probe.parquet").equals(pq.read_table(run / "probe.parquet"))
     assert pq.read_table(folder / "responses.parquet").equals(pq.read_table(run / "responses.parquet"))
+    assert (folder / "tokens.parquet").read_bytes() == (run / "tokens.parquet").read_bytes()
     assert summary_of(folder)["arms"] == summary_of(run)["arms"]
 
 
@@ -266,12 +294,14 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run: Pat
     runs.write_json(folder / "manifest.json", manifest | {"status": "running"})
     (folder / "arms/offline/finished.json").unlink()
     (folder / "arms/offline/checkpoints/step-00000012/training.safetensors").write_bytes(b"x")
+    (folder / "arms/offline/tokens/00000012.parquet").unlink()
     run_experiment(small(), folder)
     expected = [without_times(r) for r in runs.read_records(run / "metrics.jsonl")]
     assert [without_times(r) for r in runs.read_records(folder / "metrics.jsonl")] == expected
     assert summary_of(folder)["arms"] == summary_of(run)["arms"]
     student = "arms/offline/student/model.safetensors"
     assert (folder / student).read_bytes() == (run / student).read_bytes()
+    assert (folder / "tokens.parquet").read_bytes() == (run / "tokens.parquet").read_bytes()
     (repair,) = runs.read_records(folder / runs.REPAIRS)
     assert "step-00000012' is damaged (training.safetensors is not what was written)" in repair["repair"]
     assert repair["repair"].endswith("removed; goes on from step-00000010")
@@ -304,9 +334,23 @@ def test_missing_results_of_a_finished_run_are_made_again(run: Path, tmp_path: P
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     (folder / "summary.json").unlink()
     (folder / "report.html").unlink()
+    (folder / "tokens.parquet").unlink()
     run_experiment(small(), folder)
     assert summary_of(folder)["arms"] == summary_of(run)["arms"]
     assert (folder / "report.html").exists()
+    assert (folder / "tokens.parquet").read_bytes() == (run / "tokens.parquet").read_bytes()
+
+
+def test_a_finished_run_of_an_older_version_has_no_tokens_and_its_report(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "tokens.parquet").unlink()
+    for arm in ARMS:
+        shutil.rmtree(folder / "arms" / arm / "tokens")
+    run_experiment(small(), folder)
+    assert summary_of(folder)["arms"] == summary_of(run)["arms"]
+    assert pq.read_table(folder / "tokens.parquet").num_rows == 0
+    assert read_run(folder).tokens is None
+    assert read_run(run).tokens is not None
 
 
 def test_sft_without_a_single_batch_is_refused(tmp_path: Path) -> None:
@@ -392,6 +436,10 @@ def test_an_encoder_decoder_world_runs_to_its_report_and_resumes_nothing_when_fi
     assert summary["task"] == "translate"
     assert [arm["source"] for arm in summary["arms"]] == ARMS
     assert all(arm["train_proxy"]["final"] > 0 for arm in summary["arms"])
+    tokens = read_run(tmp_path).tokens
+    assert tokens is not None
+    assert "<|endoftext|>" in tokens["token"].to_pylist()
+    assert tokens["log_prob_oracle"].null_count == tokens["log_prob_teacher"].null_count == 0
     before = page.stat().st_mtime_ns
     assert run_experiment(experiment, tmp_path).stat().st_mtime_ns == before
 

@@ -262,7 +262,7 @@ def read_run_in_every_way(folder: Path) -> None:
         succeeds_or_refuses(read)
 
 
-FILES = ["manifest.json", "summary.json", "metrics.jsonl", "probe.parquet", "responses.parquet"]
+FILES = ["manifest.json", "summary.json", "metrics.jsonl", "probe.parquet", "responses.parquet", "tokens.parquet"]
 
 
 @pytest.mark.parametrize("name", FILES)

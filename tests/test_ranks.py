@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -216,12 +217,24 @@ def assert_same_responses(folder: Path, expected: Path) -> None:
     assert len(unequal) <= len(rows) / 50
 
 
+def assert_same_tokens(folder: Path, expected: Path) -> None:
+    """Of fixed responses: those that a trained student draws may differ."""
+    tables = [pq.read_table(f / "tokens.parquet").filter(pc.field("writer") != "student") for f in (folder, expected)]
+    log_probs = ["log_prob_student", "log_prob_teacher", "log_prob_oracle"]
+    ours, theirs = (table.drop(log_probs) for table in tables)
+    assert ours.num_rows > 0
+    assert ours.equals(theirs)
+    for name in log_probs:
+        np.testing.assert_allclose(*(table[name] for table in tables), rtol=1e-3, atol=1e-4)
+
+
 def test_a_run_of_two_ranks_is_that_of_one(one: Path, two: Path) -> None:
     assert_same(*(runs.read_records(folder / "metrics.jsonl") for folder in (two, one)))
     ours, theirs = (pq.read_table(folder / "probe.parquet") for folder in (two, one))
     assert ours.drop(["value_nats"]).equals(theirs.drop(["value_nats"]))
     np.testing.assert_allclose(ours["value_nats"], theirs["value_nats"], rtol=1e-3, atol=1e-4)
     assert_same_responses(two, one)
+    assert_same_tokens(two, one)
     names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (two, one)]
     assert names[0] - {".lock"} == names[1]
 

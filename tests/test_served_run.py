@@ -90,6 +90,12 @@ def test_the_records_say_how_much_of_the_law_was_listed_and_the_summary_that_it_
     assert (run / "arms" / "offline" / "diversity.json").exists()
 
 
+def test_shown_tokens_cost_the_server_nothing(run: Path) -> None:
+    tokens = pq.read_table(run / "tokens.parquet")
+    assert len(tokens["prompt_id"].unique()) == 2
+    assert tokens["log_prob_teacher"].null_count == len(tokens)
+
+
 def test_a_server_that_is_gone_ends_the_run_in_one_sentence(stub: Stub, tmp_path: Path) -> None:
     experiment = served(stub)
     away = dataclasses.replace(experiment.models, teacher="http://127.0.0.1:9/v1")

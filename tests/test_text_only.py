@@ -87,6 +87,12 @@ def test_the_proxy_is_the_nll_of_the_teachers_held_out_text(run: Path) -> None:
     assert values_SP[0, 2] == pytest.approx(nll, rel=1e-5)
 
 
+def test_shown_tokens_are_scored_by_the_student_alone(run: Path) -> None:
+    tokens = pq.read_table(run / "tokens.parquet")
+    assert set(tokens["writer"].to_pylist()) == {"student", "teacher", "dataset"}
+    assert tokens["log_prob_oracle"].null_count == tokens["log_prob_teacher"].null_count == len(tokens) > 0
+
+
 def test_every_response_of_the_file_is_trained_on_and_none_is_written(run: Path) -> None:
     experiment = experiment_of(run)
     assert experiment.distillation.completions_per_prompt == 2

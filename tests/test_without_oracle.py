@@ -110,6 +110,14 @@ def test_the_report_says_what_the_truth_is(run: Path) -> None:
     assert not (run / "figures" / "theory_terms.svg").exists()
 
 
+def test_shown_tokens_have_no_oracle(run: Path, unjudged: Path) -> None:
+    for folder, writers in ((run, {"student", "teacher", "dataset"}), (unjudged, {"student", "teacher"})):
+        tokens = pq.read_table(folder / "tokens.parquet")
+        assert set(tokens["writer"].to_pylist()) == writers
+        assert tokens["log_prob_oracle"].null_count == len(tokens) > 0
+        assert tokens["log_prob_teacher"].null_count == 0
+
+
 def test_two_arms_are_compared_by_references(run: Path) -> None:
     comparison = compare_runs([run])
     (contrast,) = comparison.paired

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MANIFEST, SUMMARY, METRICS = "manifest.json", "summary.json", "metrics.jsonl"
-PROBE, RESPONSES = "probe.parquet", "responses.parquet"
+PROBE, RESPONSES, TOKENS = "probe.parquet", "responses.parquet", "tokens.parquet"
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 6596\n"
@@ -151,7 +151,7 @@ def add_tables(cases: Cases) -> None:
         return lambda t: t.set_column(t.column_names.index(name), name, pa.array([make(i) for i in range(t.num_rows)]))
 
     add, change = cases.add, cases.add_table
-    for file, column in ((PROBE, "value_nats"), (RESPONSES, "text")):
+    for file, column in ((PROBE, "value_nats"), (RESPONSES, "text"), (TOKENS, "token")):
         kind = file.removesuffix(".parquet")
         whole = (cases.whole / file).read_bytes()
         add(f"{kind}-empty", file, file, b"")
@@ -168,6 +168,12 @@ def add_tables(cases: Cases) -> None:
     change("probe-of-infinity", "'value_nats'", PROBE, with_column("value_nats", lambda i: float("inf")))
     change("probe-with-values-as-text", PROBE, PROBE, with_column("value_nats", lambda i: "many"))
     change("responses-with-counts-as-text", RESPONSES, RESPONSES, with_column("num_tokens", lambda i: "two"))
+    add("tokens-that-are-a-web-page", TOKENS, TOKENS, PAGE, "compare")
+    change("tokens-of-infinity", "'log_prob_oracle'", TOKENS, with_column("log_prob_oracle", lambda i: float("-inf")))
+    change("tokens-not-a-number", "'log_prob_teacher'", TOKENS, with_column("log_prob_teacher", lambda i: float("nan")))
+    change("tokens-of-a-stranger", "'stranger'", TOKENS, with_column("writer", lambda i: "stranger"))
+    change("tokens-without-the-first", "in their order", TOKENS, lambda table: table.slice(1, 20))
+    change("tokens-twice", "once", TOKENS, lambda table: pa.concat_tables([table.slice(0, 20)] * 2))
 
 
 def build(root: Path) -> None:

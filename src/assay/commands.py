@@ -304,6 +304,20 @@ def answers(
     print(write_answers(prompts, out, Asked(server, config, number, max_tokens, sampling_temperature, seed), column))
 
 
+def cite(run: Positional[Path]) -> None:
+    """Print BibTeX for assay and every method that a run has used.
+
+    Args:
+        run: A run folder.
+    """
+    from assay import citations
+
+    entries, models = citations.cite(run)
+    print(entries)
+    if models:
+        print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
+
+
 def generate(
     prompts: Positional[Path],
     model: str,
@@ -344,20 +358,6 @@ def generate(
     request = Generation(model, number, shard_size, max_prompt_tokens, max_response_tokens, sampling_temperature, seed,
                          chat_template, batch_size, server)  # fmt: skip
     print(write(request, prompts, out, processes, announce=lambda line: print(f"assay: {line}", file=sys.stderr)))
-
-
-def cite(run: Positional[Path]) -> None:
-    """Print BibTeX for assay and every method that a run has used.
-
-    Args:
-        run: A run folder.
-    """
-    from assay import citations
-
-    entries, models = citations.cite(run)
-    print(entries)
-    if models:
-        print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
 
 
 def recipes() -> None:

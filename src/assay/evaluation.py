@@ -127,6 +127,7 @@ class Probe:
         self._sampling_batch_size = sampling_batch_size
         proxy = next(s for s in sets if s.metric == "proxy")
         self.teacher = proxy.walker.model if isinstance(proxy.walker, CachedLogProbs) else proxy.walker
+        self.oracle = next((s.walker for s in sets if s.metric == "golden"), None)
         self.shared_vocab_size: int | None = None
         self._of_the_teacher = proxy.of_the_walker()
         self.free_prompts = proxy.prompts[: config.num_monitored]

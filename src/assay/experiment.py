@@ -29,7 +29,7 @@ from assay.validation import validate
 
 Listener = Callable[[Progress], None]
 
-_RESULTS = ("metrics.jsonl", "probe.parquet", "responses.parquet", "summary.json", "report.html")
+_RESULTS = ("metrics.jsonl", "probe.parquet", "responses.parquet", "tokens.parquet", "summary.json", "report.html")
 
 NUM_SHARDS = 2
 """Parts that the oracle's answers are written in; fixed, so that a run does not depend on the number of cores."""

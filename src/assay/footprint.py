@@ -25,6 +25,7 @@ from assay.workload import (
     num_held,
     num_held_signals,
     num_pairs,
+    num_shown,
     num_stored_signals,
     sft_steps,
     whole_role,
@@ -40,6 +41,8 @@ LAYER_ACTIVATIONS = 16
 
 # Bytes on disk, from run folders: a tokenizer per token, rows of the probe, a small table, a page with its figures.
 TOKENIZER_BYTES, PROBE_ROW_BYTES, TABLE_BYTES, REPORT_BYTES, LOSS_BYTES = 64, 24, 5_000, 1_000_000, 22
+TOKEN_ROW_BYTES = 12
+"""Of a shown token."""
 SIGNAL_FILE_BYTES = 500
 """Of a stored sequence beside its signal: names and places of its tensors, and its address."""
 
@@ -194,6 +197,7 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
         probe.num_prompts if judge.kind == "model" and judge.walks_on == "judge" else probe.num_monitored
         for judge in probe.judges
     )
+    num_tokens = 0
     weights = sizes["student"].num_parameters * FLOAT_BYTES
     for arm in experiment.arms:
         stored = sum(
@@ -206,11 +210,13 @@ def disk_bytes(experiment: Experiment, sizes: Sizes) -> int:
             + runs.NUM_CHECKPOINTS * checkpoint
             + 2 * TOKENIZER_BYTES * sizes["student"].vocab_size
         )
-        total += LOSS_BYTES * experiment.distillation.training.num_steps + 2 * times * TABLE_BYTES
+        total += LOSS_BYTES * experiment.distillation.training.num_steps + 3 * times * TABLE_BYTES
         num_responses += probe.num_train_pairs + times * probe.num_shown
+        num_tokens += times * 4 * num_shown(experiment) * task.max_response_tokens
         teacher = sizes.get("teacher")
         whole = None if teacher is None else whole_role(experiment, "teacher", teacher)
         if experiment.distillation.signal_store is not None or spills(experiment, arm, whole):
             total += _store_bytes(experiment, arm, sizes["teacher"])
     num_values = probe.num_prompts + len(experiment.arms) * times * evaluated
-    return total + 2 * (num_responses * response_row + num_values * PROBE_ROW_BYTES)
+    rows = num_responses * response_row + num_values * PROBE_ROW_BYTES + num_tokens * TOKEN_ROW_BYTES
+    return total + 2 * rows

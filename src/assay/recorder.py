@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from assay.evaluation import Evaluation, Probe, evaluation_steps
 from assay.judges import JudgeError
 from assay.models.pretrained import PretrainedModel
 from assay.policy import Policy, Supply, as_a_log
+from assay.shown_tokens import ShownTokens
 from assay.training import learning_rate_at
 from assay.types import Action, Progress
 
@@ -28,7 +30,7 @@ from assay.types import Action, Progress
 class Recorder:
     """Evaluates the student at the scheduled steps; handed to ``fit`` as ``before_step``.
 
-    Writes ``metrics.jsonl``, ``probe/STEP.parquet`` and ``samples/STEP.parquet`` into the arm's folder, and
+    Writes ``metrics.jsonl``, and ``STEP.parquet`` in ``probe``, ``samples`` and ``tokens`` into the arm's folder, and
     keeps the student of the lowest golden so far in ``best``; without an oracle the one to which references are most
     likely, and without references the one that the detector recommends at the end (the last one where the teacher
     gives text only, which the detector cannot judge). A resumed arm drops what it had recorded beyond its last
@@ -38,7 +40,8 @@ class Recorder:
 
     ``seconds`` in a record are those of the arm so far, also before it was interrupted: "setup" from ``started`` (a
     ``time.perf_counter``) to the first step, "sample", "teacher" and "data" as the sources count them, "student" and
-    "checkpoint" as ``fit`` does, "probe", "write", and "rest", with which they add up to all its time.
+    "checkpoint" as ``fit`` does, "probe", "write", and "rest", with which they add up to all its time. What follows the
+    last record is the "end" (``seconds_at_the_end``).
     """
 
     def __init__(
@@ -90,6 +93,10 @@ class Recorder:
             self.report(Progress(self.arm, state.step, self.training.num_steps, *curves))
         return action
 
+    @cached_property
+    def _shown_tokens(self) -> ShownTokens:
+        return ShownTokens(self.probe, self.tokenizer)
+
     def recommended_step(self) -> int | None:
         """The step whose student the detector would keep, where no truth was there to say it; else None."""
         if self.has_oracle or self.probe.has_references:
@@ -97,6 +104,11 @@ class Recorder:
         if "teacher" not in self.experiment.models.names:
             return (self.records or [])[-1]["step"]
         return int(self.policy.detector.diagnose().recommended_step)
+
+    def seconds_at_the_end(self, state: FitState) -> dict[str, float]:
+        """The phases of the whole arm, with what has passed since ``fit`` evaluated for the last time as "end"."""
+        self._count_as("end", state)
+        return self._seconds_of_sources() | state.seconds
 
     def _take_up(self, state: FitState) -> list[dict[str, Any]]:
         """The records of what the checkpoint has seen; an action at its very step that it lacks is decided again."""
@@ -125,8 +137,11 @@ class Recorder:
                 f"the evaluation at step {state.step} failed ({error}): lower the learning rate"
             ) from error
         state.seconds["probe"] = state.seconds.get("probe", 0.0) + self.probe.seconds - before
+        with state.timing("probe"):
+            which = {"arm": self.arm, "seed": self.experiment.seed, "step": state.step}
+            tokens = self._shown_tokens.table(student, found.samples, **which)
         with state.timing("write"):
-            self._write_tables(found, state.step)
+            self._write_tables(found, tokens, state.step)
             truth = "golden_nats" if self.has_oracle else "reference_nll_nats"
             if found.means[truth] is not None and all(found.means[truth] <= r[truth] for r in self.records or ()):
                 runs.write_atomically(self.folder / "best", lambda path: save_model(student, path, self.tokenizer))
@@ -193,10 +208,11 @@ class Recorder:
         uncounted = passed - (self._counted(state) - self._counted_before)
         state.seconds[phase] = state.seconds.get(phase, 0.0) + max(0.0, uncounted)
 
-    def _write_tables(self, found: Evaluation, step: int) -> None:
+    def _write_tables(self, found: Evaluation, tokens: pa.Table, step: int) -> None:
         seed = self.experiment.seed
         values = [v.table(arm=self.arm, seed=seed, step=step) for v in found.per_prompt]
         runs.write_table(self.folder / "probe" / f"{step:08d}.parquet", pa.concat_tables(values))
         shown = self.probe.free_prompts[: len(found.samples)]
         samples = responses_table(shown, found.samples, self.tokenizer, split="held_out", seed=seed, arm=self.arm)
         runs.write_table(self.folder / "samples" / f"{step:08d}.parquet", samples)
+        runs.write_table(self.folder / "tokens" / f"{step:08d}.parquet", tokens)

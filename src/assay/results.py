@@ -25,6 +25,7 @@ from assay.diagnostics.verdict import (
 from assay.errors import AssayError
 from assay.policy import as_a_log
 from assay.statistics import Estimate, Interval, mean_estimate
+from assay.token_table import TOKENS_SCHEMA
 
 Truth = Literal["oracle", "references"]
 ProxyIs = Literal["exact", "lower_bound", "up_to_a_constant"]
@@ -33,19 +34,34 @@ GOLDEN_METRIC: dict[Truth, str] = {"oracle": "golden", "references": "reference_
 
 
 def merge_arms(folder: Path, arms: Sequence[str]) -> None:
-    """Writes metrics.jsonl, probe.parquet and responses.parquet of the run from its stage 1 and these arms."""
-    records = [record for arm in arms for record in runs.read_records(folder / "arms" / arm / "metrics.jsonl")]
+    """Writes metrics.jsonl, and probe, responses and tokens.parquet of the run from its stage 1 and these arms.
+
+    ``seconds`` in the last record of an arm become those of the whole arm, with its end.
+    """
+    records = [record for arm in arms for record in _records(folder / "arms" / arm)]
     text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     runs.write_text(folder / "metrics.jsonl", text)
     arm_folders = [folder / "arms" / arm for arm in arms]
     stage_one = folder / "stage1"
     probe = sorted(stage_one.glob("d_oracle_teacher.parquet"))  # none without an oracle
     responses = [*sorted(stage_one.glob("oracle-*.parquet")), *sorted(stage_one.glob("held_out-*.parquet"))]
+    tokens: list[Path] = []
     for arm_folder in arm_folders:
         probe += sorted((arm_folder / "probe").glob("*.parquet"))
         responses += [arm_folder / "train_pairs.parquet", *sorted((arm_folder / "samples").glob("*.parquet"))]
+        tokens += sorted((arm_folder / "tokens").glob("*.parquet"))  # none in an arm that an older version ran
     for name, parts in (("probe", probe), ("responses", responses)):
         runs.write_table(folder / f"{name}.parquet", pa.concat_tables([runs.read_table(part) for part in parts]))
+    shown = pa.concat_tables([TOKENS_SCHEMA.empty_table(), *map(runs.read_table, tokens)])
+    runs.write_table(folder / "tokens.parquet", shown)
+
+
+def _records(arm_folder: Path) -> list[dict[str, Any]]:
+    records = runs.read_records(arm_folder / "metrics.jsonl")
+    finished = runs.read_json(arm_folder / "finished.json")
+    for record in records[-1:]:
+        record["seconds"] = finished.get("seconds", record["seconds"])  # an older version has not written them
+    return records
 
 
 def write_summary(folder: Path, experiment: Experiment, arms: Sequence[str], wall_seconds: float) -> None:

@@ -213,7 +213,8 @@ def run_arm(experiment: Experiment, folder: Path, name: str, report: Report) -> 
         if folder_of_the_way.exists():
             runs.remove(folder_of_the_way)
     finished = {"step": state.step, "kept_step": kept_step, "recommended_step": recommended}
-    runs.write_json(arm_folder / "finished.json", finished | {"teacher_signals": signals})
+    seconds = recorder.seconds_at_the_end(state)
+    runs.write_json(arm_folder / "finished.json", finished | {"teacher_signals": signals, "seconds": seconds})
 
 
 def _embedder(models: Mapping[Writer, Teacher], student: PretrainedModel) -> PretrainedModel | Ensemble:

@@ -139,6 +139,8 @@ def _start_worker(messages: Any) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
+    from assay import stages  # noqa: F401  # it takes seconds: while other workers have begun, and not in a stage's time
+
     torch.set_num_threads(1)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from assay.config import ArmConfig, Experiment, SourceConfig, TaskConfig
 from assay.models.batching import DENSE_VOCABULARY_LIMIT, MAX_VENDI_ROWS
 from assay.models.sizes import ModelSize, ensemble_size
+from assay.token_table import NUM_SAMPLE_PROMPTS
 
 Sizes = Mapping[str, ModelSize]
 """By the role of a model, or by the column of a judge."""
@@ -260,6 +261,11 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
     work.scored["student"] += times * (sum(walked.values()) + references)
     work.expanded.update({role: times * count for role, count in walked.items()})
     work.written["student"] += times * monitored
+    shown = num_shown(experiment)
+    fixed = shown * (3 if experiment.models.oracle is not None else 2)
+    work.scored["student"] += times * (shown + fixed)
+    for role in walked.keys() - {"student"}:
+        work.scored[role] += times * shown + fixed
     for judge in (judge for judge in probe.judges if judge.kind == "model"):
         if judge.walks_on == "student":
             work.scored[judge.column] += times * monitored
@@ -269,6 +275,11 @@ def arm_work(experiment: Experiment, arm: ArmConfig) -> Work:
         work.expanded[judge.column] += times * held_out
         work.scored["student"] += times * held_out
     return Work.total([work, _distillation_set_work(experiment, arm)])
+
+
+def num_shown(experiment: Experiment) -> int:
+    """Held-out prompts whose responses are scored token by token for the report."""
+    return min(experiment.probe.num_shown, NUM_SAMPLE_PROMPTS)
 
 
 def num_evaluations(experiment: Experiment) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assay.errors import AssayError
+from assay.token_table import LOG_PROBS, LOWEST_NATS, TOKENS_SCHEMA
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -165,6 +167,7 @@ _RESPONSES = pa.schema(
         ("truncated", pa.bool_()),
     ]
 )
+_WRITERS = ("student", "oracle", "teacher", "dataset")
 
 
 def read_manifest(path: Path) -> Row:
@@ -238,6 +241,39 @@ def read_responses(path: Path) -> pa.Table:
     return _read_parquet(path, _RESPONSES)
 
 
+def read_tokens(path: Path) -> pa.Table | None:
+    """tokens.parquet (``token_table``); None where it has no rows, or is not there: an older version ran every arm.
+
+    Every response is in it once, its positions 0, 1, 2, … in rows that follow each other, and no log-probability is
+    below ``LOWEST_NATS``.
+    """
+    if not path.exists():
+        return None
+    table = _read_parquet(path, TOKENS_SCHEMA, LOG_PROBS[1:])
+    for name in LOG_PROBS:
+        known = table[name].drop_null().to_numpy()
+        # Rounding may bring a probability above 1; NaN is not between these either.
+        if not ((known >= LOWEST_NATS) & (known <= 1e-3)).all():
+            raise AssayError(f"{name!r} of {path} holds what is no log-probability, the file is damaged: {_REPAIR}")
+    if unknown := set(table["writer"].unique().to_pylist()) - set(_WRITERS):
+        raise AssayError(f"{path} has responses of {reprlib.repr(min(unknown))}, the file is damaged: {_REPAIR}")
+    if not _are_whole(table):
+        raise AssayError(f"{path} has a response whose tokens are not all in their order, once: {_REPAIR}")
+    return table if table.num_rows else None
+
+
+def _are_whole(tokens: pa.Table) -> bool:
+    """Whether every response is there once, its positions counting from 0 in rows that follow each other."""
+    position = tokens["position"].to_numpy()
+    is_first = position == 0
+    if not is_first[:1].all() or not (is_first[1:] | (position[1:] == position[:-1] + 1)).all():
+        return False
+    responses = tokens.select(["arm", "seed", "step", "prompt_id", "writer"])
+    first = responses.filter(pa.array(is_first))
+    is_of_one = responses.equals(first.take(np.cumsum(is_first) - 1))
+    return is_of_one and first.group_by(first.column_names).aggregate([]).num_rows == first.num_rows
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -269,7 +305,7 @@ def _too_deep(where: str) -> AssayError:
     return AssayError(f"{where} is nested more than {MAX_DEPTH} deep, assay never writes that: {_REPAIR}")
 
 
-def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_parquet(path: Path, schema: pa.Schema, nullable: Sequence[str] = ()) -> pa.Table:
     data = pa.BufferReader(_read_bytes(path))
     try:
         table = pq.read_table(data).select(schema.names).cast(schema)
@@ -278,7 +314,7 @@ def _read_parquet(path: Path, schema: pa.Schema) -> pa.Table:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssayError(f"{path} is not the table expected here ({reason}), the file is damaged: {_REPAIR}") from error
     for name in schema.names:
-        if table[name].null_count:
+        if table[name].null_count and name not in nullable:
             raise AssayError(f"{name!r} of {path} holds nulls, the file is damaged: {_REPAIR}")
     return table
 

@@ -27,6 +27,7 @@ from assay.report.files import (
     read_probe,
     read_responses,
     read_summary,
+    read_tokens,
 )
 from assay.report.words import visible
 from assay.statistics import paired_difference, t_interval
@@ -38,6 +39,7 @@ VERDICTS = ("healthy", "teacher_hacking", "overfitting", "benign_disagreement", 
 class Run:
     """One run directory, read and checked; ``diversity`` by arm, where it was measured.
 
+    ``tokens`` is tokens.parquet (``token_table``), None where an older version has left it out.
     ``golden`` is, in ``metrics`` and ``probe``, what the truth of the run gives: with references as the truth their
     NLL, which is golden up to a constant; without a truth it is null and not there.
     """
@@ -49,6 +51,7 @@ class Run:
     probe: pa.Table
     responses: pa.Table
     diversity: dict[str, Row] = field(default_factory=dict)
+    tokens: pa.Table | None = None
 
     @property
     def arm_names(self) -> list[str]:
@@ -237,7 +240,8 @@ def read_run(directory: Path) -> Run:
     sources = [arm["source"] for arm in summary["arms"]]
     measured = {name: read_diversity(directory / "arms" / name / "diversity.json") for name in sources}
     diversity = {name: found for name, found in measured.items() if found is not None}
-    run = Run(directory, manifest, summary, metrics, probe, responses, diversity)
+    tokens = read_tokens(directory / "tokens.parquet")
+    run = Run(directory, manifest, summary, metrics, probe, responses, diversity, tokens)
     for name in run.arm_names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise AssayError(f"{directory} has an arm {name!r}, which UTF-8 cannot hold: rename it and run again")
