@@ -4,7 +4,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-server lint types audit bench chaos clean
+.PHONY: quickstart test test-slow test-server lint types docs audit bench chaos clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
@@ -45,6 +45,10 @@ release-notes:  ## whether TAG=v1.2.3 may be released; its section of the change
 	mkdir -p dist
 	$(PYTHON) tools/check_release.py "$(TAG)" > dist/NOTES.md
 
+docs: .venv/.installed-docs  ## the documentation site in site/, without a network; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+	@echo $(CURDIR)/site/index.html
+
 audit: .venv-audit/.installed  ## known vulnerabilities of the pinned versions; says so when nobody could be asked
 	$(PYTHON) tools/audit.py .venv-audit/bin/pip-audit constraints.txt
 
@@ -66,6 +70,10 @@ chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and com
 	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
+.venv/.installed-docs: .venv/.installed
+	$(PIP_INSTALL) -e '.[docs]'
+	touch $@
+
 .venv-audit/.installed:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
@@ -75,4 +83,4 @@ help:  ## this list
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 clean:
-	rm -rf .venv .venv-audit runs
+	rm -rf .venv .venv-audit runs site

@@ -24,6 +24,7 @@ from assay.catalogue import bases, recipes, tasks
 from assay.commands import (
     Shown,
     answers,
+    cite,
     compare,
     diagnose,
     doctor,
@@ -160,7 +161,7 @@ def _commands() -> dict[str, Callable[..., Any]]:
         **{f.__name__: f for f in (quickstart, doctor)},
         "distill": Distill,
         "lab": Lab,
-        **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose)},
+        **{f.__name__: f for f in (answers, generate, watch, run, sweep, plan, report, compare, diagnose, cite)},
         **{f.__name__: f for f in (recipes, bases, tasks, completion)},
     }
 

@@ -323,6 +323,20 @@ def answers(
     output.answer({"schema": "assay.path/1", "path": str(path)}, lambda: None, path)
 
 
+def cite(run: Positional[Path], output: Shown = NORMAL) -> None:
+    """Print BibTeX for assay and every method that a run has used.
+
+    Args:
+        run: A run folder.
+    """
+    from assay import citations
+
+    entries, models = citations.cite(run)
+    output.answer({"bibtex": entries, "models": models}, lambda: print(entries))
+    if models:
+        print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
+
+
 def generate(
     prompts: Annotated[Path, Positional, arg(metavar="PROMPTS")],
     model: str,

@@ -259,3 +259,4 @@ DIVERGENCES: dict[str, Divergence] = {
         ),
     )
 }
+"""Name → token-level divergence, with its formula, source and parameters; ``divergence(name)`` makes its function."""

@@ -137,3 +137,4 @@ ESTIMATORS: dict[str, Estimator] = {
         ),
     )
 }
+"""Name → estimator of a distance over whole responses, with what it needs, what it estimates and its bias."""
