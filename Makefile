@@ -4,10 +4,19 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # tiny models run fastest with one thread per process
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: quickstart test test-slow test-server lint types docs audit bench chaos clean
+.PHONY: quickstart reports test test-slow test-server lint types docs audit bench chaos clean
 
 quickstart: .venv/.installed  ## install into .venv if need be, run the main job, end with the path of report.html
 	$(BIN)/assay quickstart
+
+REPORTS := runs/reports
+
+reports: .venv/.installed  ## docs/reports: the page of a real quickstart and that of a sweep, made anew; ten minutes
+	$(BIN)/assay quickstart --out $(REPORTS)/quickstart
+	$(BIN)/assay sweep quickstart --axes distillation.num_prompts=300,1200 --seeds 1 2 3 --runs $(REPORTS)/sweeps
+	mkdir -p docs/reports
+	cp $(REPORTS)/quickstart/report.html docs/reports/quickstart.html
+	cp $(REPORTS)/sweeps/quickstart/report.html docs/reports/sweep.html
 
 test: .venv/.installed-dev  ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -62,6 +71,7 @@ chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and com
 	$(BIN)/python tests/chaos.py --write
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv: a minute or two; torch alone is 200 MB"
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) -e .
 	touch $@
@@ -83,4 +93,4 @@ help:  ## this list
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 clean:
-	rm -rf .venv .venv-audit runs site
+	rm -rf .venv .venv-audit runs dist site
