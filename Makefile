@@ -24,7 +24,26 @@ lint: .venv/.installed-dev  ## style and layers
 	$(BIN)/lint-imports
 
 types: .venv/.installed-dev  ## type checks (pyright fetches its engine when it first runs)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+.PHONY: hooks check-hooks wheel release-notes help
+
+hooks: .venv/.installed-dev  ## check style, types, spelling, sizes and pins before every commit
+	$(BIN)/pre-commit install
+
+check-hooks: .venv/.installed-dev  ## what the hooks say of all files
+	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+TRY := $(BIN)/python
+
+wheel: .venv/.installed-dev  ## build dist/, then try the wheel in a clean environment; TRY=python3.10 for another Python
+	rm -f dist/*.whl dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation
+	$(TRY) tools/try_wheel.py dist/*.whl constraints.txt
+
+release-notes:  ## whether TAG=v1.2.3 may be released; its section of the changelog goes to dist/NOTES.md
+	mkdir -p dist
+	$(PYTHON) tools/check_release.py "$(TAG)" > dist/NOTES.md
 
 audit: .venv-audit/.installed  ## known vulnerabilities of the pinned versions; says so when nobody could be asked
 	$(PYTHON) tools/audit.py .venv-audit/bin/pip-audit constraints.txt
@@ -51,6 +70,9 @@ chaos: .venv/.installed-dev  ## kill runs at more than 50 random moments and com
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
+
+help:  ## this list
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
 
 clean:
 	rm -rf .venv .venv-audit runs

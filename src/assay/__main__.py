@@ -6,8 +6,13 @@ import sys
 
 
 def main() -> None:
-    """Entry point of the ``assay`` command."""
+    """Entry point of the ``assay`` command; ``assay --version`` answers without any of the rest."""
     try:
+        if sys.argv[1:] == ["--version"]:
+            from importlib import metadata
+
+            print(f"assay {metadata.version('assay')}")
+            return
         from assay.cli import main as command
 
         command()
