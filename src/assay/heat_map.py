@@ -73,13 +73,14 @@ def maps(cells: Sequence[Cell], axes: Axes) -> list[dict[str, Any]]:
         if not known:
             continue
         scale = scale_of(known, diverging=metric == "severity")
-        lowest = min(known)
+        # the lowest of severities around 0 is noise
+        lowest = None if metric == "severity" else min(known)
         boxes = {cell: _box(level, scale, lowest) for cell, level in levels.items()}
         found.append({"metric": metric, "name": name, "scale": scale, "tables": _tables(cells, boxes, axes)})
     return found
 
 
-def _box(level: Level | None, scale: Scale, lowest: float) -> dict[str, Any]:
+def _box(level: Level | None, scale: Scale, lowest: float | None) -> dict[str, Any]:
     if level is None:
         return {"text": "–", "bounds": "", "lowest": False, "background": "", "ink": ""}
     background = scale.colour(level.value)
