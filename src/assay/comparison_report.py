@@ -20,6 +20,7 @@ from assay.report.html import fill, inline
 from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
 from assay.report.tables import to_csv
 from assay.report.words import brackets, nats, readable, visible
+from assay.statistics import mean_over_seeds, t_interval
 from assay.sweep_report import SWEEP_PAGE
 
 Row = dict[str, Any]
@@ -39,22 +40,22 @@ def write_page(comparison: Comparison, page: Path) -> None:
          "students. How far seeds differ is not in these intervals.", comparison.paired),
     ]  # fmt: skip
     found = [(key, title, note, contrasts) for key, title, note, contrasts in groups if contrasts]
+    labels = labels_of(comparison)
     with in_style():
-        svg = to_svg(draw_differences([(title, contrasts) for _, title, _, contrasts in found]))
-    cost = _cost(comparison)
+        svg = to_svg(draw_differences([(title, contrasts) for _, title, _, contrasts in found], labels))
+    cost = _cost(comparison, labels)
     html = fill(
         "compare.html.j2",
-        headline=_headline(comparison),
-        reference=comparison.reference,
-        groups=[(title, note, [_contrast_row(c, key) for c in contrasts]) for key, title, note, contrasts in found],
-        arms=_arm_rows(comparison, page.parent),
+        headline=_headline(comparison, labels),
+        reference=labels[comparison.reference],
+        groups=[(title, note, [_contrast_row(c, key, labels) for c in contrasts]) for key, title, note, contrasts in found],
+        arms=_arm_rows(comparison, page.parent, labels),
         num_runs=len(comparison.folders),
         picture=inline(svg),
         fields=[(field, _by_value(comparison.rows, field)) for field in comparison.fields],
         unfinished=comparison.unfinished,
-        next_steps=_next_steps(comparison),
-        has_cost=bool(cost),
-        members=[point["name"] for point in cost if point["front"]],
+        next_steps=_next_steps(comparison, labels),
+        costs=sorted(cost, key=lambda point: point["x"]),
         files=[page.with_suffix(suffix).name for suffix in (".csv", ".svg")],
         command=_command(comparison, page),
         assets=SWEEP_PAGE,
@@ -65,10 +66,25 @@ def write_page(comparison: Comparison, page: Path) -> None:
     runs.write_text(page, html)
 
 
-def draw_differences(groups: Sequence[tuple[str, Sequence[Contrast]]]) -> Figure:
+def labels_of(comparison: Comparison) -> dict[str, str]:
+    """For each arm's name one that people read: the arm and the values that differ; the same for its replicates.
+
+    Names stay where that would not tell the arms of one seed apart.
+    """
+    fields = [field for field in comparison.fields if not field.startswith(("sources.", "digests."))]
+    labels = {}
+    for row in comparison.rows:
+        values = [f"{field.split('.')[-1]} = {as_text(row.config[field])}" for field in fields if field in row.config]
+        labels[row.name] = " · ".join([readable(row.arm), *values])
+    if len({(labels[row.name], row.seed) for row in comparison.rows}) < len(comparison.rows):
+        return {row.name: readable(row.name) for row in comparison.rows}
+    return labels
+
+
+def draw_differences(groups: Sequence[tuple[str, Sequence[Contrast]]], labels: dict[str, str]) -> Figure:
     """A dot with its 95 % interval for each contrast: golden at the left, proxy at the right, 0 is the reference."""
     lines = [(title, contrast) for title, contrasts in groups for contrast in contrasts]
-    figure = Figure(figsize=(9, 0.9 + 0.3 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + 0.3 * len(lines)), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, 2, sharey=True)
     for axes, metric, colour in zip(panels, ("golden", "proxy"), ARM_COLOURS, strict=False):
         for y, (title, contrast) in enumerate(lines):
@@ -80,19 +96,20 @@ def draw_differences(groups: Sequence[tuple[str, Sequence[Contrast]]]) -> Figure
             axes.plot([bounds.low, bounds.high], [y, y], color=colour, lw=1.6)
             axes.plot([bounds.value], [y], "D" if title == "Over seeds" else "o", ms=5, color=colour)
         axes.axvline(0, color=MUTED, lw=0.9)
-        axes.set_title(f"{metric} at the end, less the reference, nats")
-    panels[0].set_yticks(range(len(lines)), [_line_name(contrast) for _, contrast in lines])
+        axes.set_title(metric)
+        axes.set_xlabel("at the end, less the reference, nats")
+    panels[0].set_yticks(range(len(lines)), [_line_name(contrast, labels) for _, contrast in lines])
     panels[0].set_ylim(len(lines) - 0.4, -0.6)
     return figure
 
 
-def _line_name(contrast: Contrast) -> str:
+def _line_name(contrast: Contrast, labels: dict[str, str]) -> str:
     seeds = f"seed{'s' if len(contrast.seeds) > 1 else ''} {', '.join(map(str, contrast.seeds))}"
-    return f"{readable(contrast.name)} · {seeds}"
+    return f"{labels[contrast.name]} · {seeds}"
 
 
-def _contrast_row(contrast: Contrast, key: str) -> Row:
-    row: Row = {"name": readable(contrast.name), "reference": readable(contrast.reference)}
+def _contrast_row(contrast: Contrast, key: str, labels: dict[str, str]) -> Row:
+    row: Row = {"name": labels[contrast.name]}
     row["seeds"] = ", ".join(map(str, contrast.seeds))
     unit = "seeds" if key == "over_seeds" else "prompts"
     metrics: tuple[Metric, ...] = ("golden", "proxy")
@@ -121,23 +138,25 @@ def _p(value: float) -> str:
     return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
 
 
-def _headline(comparison: Comparison) -> str:
+def _headline(comparison: Comparison, labels: dict[str, str]) -> str:
     """How many arms end closer to the truth and further from it, by p-values adjusted where there are several."""
     contrasts = comparison.over_seeds or comparison.paired
     said = [_cells(contrast.golden, "").get("said", "not paired") for contrast in contrasts]
-    total, reference = len(contrasts), readable(comparison.reference)
+    total, reference = len(contrasts), labels[comparison.reference]
     arms = f"{total} arm{'s' if total > 1 else ''}"
-    return f"Of {arms}, {said.count('closer')} end closer to the truth than {reference}, {said.count('further')} further"
+    closer, further = said.count("closer"), said.count("further")
+    return f"Of {arms}, {closer} ended closer to the truth than {reference}, and {further} further from it"
 
 
-def _arm_rows(comparison: Comparison, place: Path) -> list[Row]:
+def _arm_rows(comparison: Comparison, place: Path, labels: dict[str, str]) -> list[Row]:
     rows = []
     for arm in comparison.rows:
         page = Path(comparison.folders[arm.run]) / "report.html"
         severity = arm.severity_hacking
         rows.append(
             {
-                "name": readable(arm.name),
+                "name": labels[arm.name],
+                "run": arm.run,
                 "link": quote(os.path.relpath(page, os.path.realpath(place))) if page.exists() else None,
                 "seed": arm.seed,
                 "verdict": readable(arm.verdict),
@@ -158,18 +177,30 @@ def _by_value(rows: Sequence[ArmRow], field: str) -> list[tuple[str, str]]:
     return [(value, ", ".join(dict.fromkeys(names))) for value, names in holders.items()]
 
 
-def _cost(comparison: Comparison) -> list[Row]:
-    """Golden at the end against generated tokens, one point for each arm; [] where levels cannot be compared."""
-    if any(isinstance(contrast.golden, str) for contrast in comparison.paired):
+def _cost(comparison: Comparison, labels: dict[str, str]) -> list[Row]:
+    """Golden at the end against generated tokens, a mean over seeds for each arm; [] where levels cannot be compared.
+
+    They can where every arm was measured like the reference, and all arms have the same seeds.
+    """
+    groups: dict[str, list[ArmRow]] = {}
+    for row in comparison.rows:
+        groups.setdefault(labels[row.name], []).append(row)
+    seeds = {tuple(sorted(row.seed for row in rows)) for rows in groups.values()}
+    if len(seeds) > 1 or any(isinstance(contrast.golden, str) for contrast in comparison.paired):
         return []
-    rows = comparison.rows
-    members = front_of([row.generated_tokens for row in rows], [row.golden_final for row in rows])
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    return [
-        {"slot": arms.index(row.arm), "x": row.generated_tokens, "y": round(row.golden_final, 4), "bounds": [],
-         "name": f"{readable(row.name)}, seed {row.seed}", "front": number in members}
-        for number, row in enumerate(rows)
-    ]  # fmt: skip
+    golden = [mean_over_seeds([[row.golden_final] for row in rows]) for rows in groups.values()]
+    tokens = [sum(row.generated_tokens for row in rows) / len(rows) for rows in groups.values()]
+    members = front_of(tokens, [estimate.value for estimate in golden])
+    arms = list(dict.fromkeys(row.arm for row in comparison.rows))
+    points = []
+    for number, (label, rows) in enumerate(groups.items()):
+        point: Row = {"slot": arms.index(rows[0].arm), "x": round(tokens[number], 1)}
+        point |= {"y": round(golden[number].value, 4), "name": label, "front": number in members, "bounds": []}
+        if golden[number].stderr is not None:
+            bounds = t_interval(golden[number])
+            point["bounds"] = [round(bounds.low, 4), round(bounds.high, 4)]
+        points.append(point | {"num_seeds": len(rows)})
+    return points
 
 
 def _scatter(comparison: Comparison, points: list[Row]) -> Row:
@@ -178,7 +209,7 @@ def _scatter(comparison: Comparison, points: list[Row]) -> Row:
     return found | {"arms": [{"name": readable(arm), "slot": slot} for slot, arm in enumerate(arms)]}
 
 
-def _next_steps(comparison: Comparison) -> list[Row]:
+def _next_steps(comparison: Comparison, labels: dict[str, str]) -> list[Row]:
     best = min(comparison.rows, key=lambda row: row.golden_final)
     seeds = sorted({row.seed for row in comparison.rows})
     steps = []
@@ -202,7 +233,7 @@ def _next_steps(comparison: Comparison) -> list[Row]:
     )
     steps.append(
         {
-            "title": f"Take the student of {readable(best.name)}, seed {best.seed}",
+            "title": f"Take the student of {labels[best.name]}, seed {best.seed}",
             "why": "Its golden ended lowest, chosen on the data that shows it. This folder opens with from_pretrained.",
             "paste": shlex.quote(f"{Path(comparison.folders[best.run]).name}/arms/{best.arm}/student"),
         }
