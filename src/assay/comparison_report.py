@@ -26,6 +26,15 @@ from assay.sweep_report import SWEEP_PAGE
 Row = dict[str, Any]
 
 _LEVEL = 0.05
+_OVER_SEEDS = (
+    "Over seeds",
+    "Means over seeds of the paired differences, Student's t over seeds: how a new seed is likely to end.",
+)
+_PAIRED = (
+    "Run by run",
+    "Paired over held-out prompts, Student's t over prompts: what is known of these very students. How far seeds "
+    "differ is not in these intervals.",
+)
 
 
 def write_page(comparison: Comparison, page: Path) -> None:
@@ -33,12 +42,7 @@ def write_page(comparison: Comparison, page: Path) -> None:
 
     The page stands alone, and the same files give the same bytes. Raises AssayError when it cannot be written.
     """
-    groups = [
-        ("over_seeds", "Over seeds", "Means over seeds of the paired differences, Student's t over seeds: how a new seed "
-         "is likely to end.", comparison.over_seeds),
-        ("paired", "Run by run", "Paired over held-out prompts, Student's t over prompts: what is known of these very "
-         "students. How far seeds differ is not in these intervals.", comparison.paired),
-    ]  # fmt: skip
+    groups = [("over_seeds", *_OVER_SEEDS, comparison.over_seeds), ("paired", *_PAIRED, comparison.paired)]
     found = [(key, title, note, contrasts) for key, title, note, contrasts in groups if contrasts]
     labels = labels_of(comparison)
     with in_style():
@@ -48,7 +52,9 @@ def write_page(comparison: Comparison, page: Path) -> None:
         "compare.html.j2",
         headline=_headline(comparison, labels),
         reference=labels[comparison.reference],
-        groups=[(title, note, [_contrast_row(c, key, labels) for c in contrasts]) for key, title, note, contrasts in found],
+        groups=[
+            (title, note, [_contrast_row(c, key, labels) for c in contrasts]) for key, title, note, contrasts in found
+        ],
         arms=_arm_rows(comparison, page.parent, labels),
         num_runs=len(comparison.folders),
         picture=inline(svg),
@@ -94,7 +100,7 @@ def draw_differences(groups: Sequence[tuple[str, Sequence[Contrast]]], labels: d
                 continue
             bounds = difference.interval
             axes.plot([bounds.low, bounds.high], [y, y], color=colour, lw=1.6)
-            axes.plot([bounds.value], [y], "D" if title == "Over seeds" else "o", ms=5, color=colour)
+            axes.plot([bounds.value], [y], "D" if title == _OVER_SEEDS[0] else "o", ms=5, color=colour)
         axes.axvline(0, color=MUTED, lw=0.9)
         axes.set_title(metric)
         axes.set_xlabel("at the end, less the reference, nats")
@@ -162,7 +168,9 @@ def _arm_rows(comparison: Comparison, place: Path, labels: dict[str, str]) -> li
                 "verdict": readable(arm.verdict),
                 "severity": nats(severity.value) if severity else "–",
                 "bounds": brackets([severity.low, severity.high]) if severity else "",
-                "levels": [nats(v) for v in (arm.golden_best, arm.golden_final, arm.proxy_final, arm.train_proxy_final)],
+                "levels": [
+                    nats(v) for v in (arm.golden_best, arm.golden_final, arm.proxy_final, arm.train_proxy_final)
+                ],
                 "tokens": f"{arm.generated_tokens:,}",
             }
         )

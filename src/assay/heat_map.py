@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 
 from assay.report.words import brackets, nats, readable
 from assay.sweep_cells import METRICS, Cell, Level
@@ -31,7 +32,7 @@ class Scale:
         # Both maps can be read with any common colour blindness; cividis is reversed, so that darker is worse.
         colours = matplotlib.colormaps["PuOr_r" if self.diverging else "cividis_r"]
         place = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return matplotlib.colors.to_hex(colours(float(np.clip(place, 0, 1))))
+        return to_hex(colours(float(np.clip(place, 0, 1))))
 
     @property
     def steps(self) -> list[str]:

@@ -22,6 +22,12 @@ METRICS = {
     "proxy_end": "proxy at the end",
 }
 """What the maps show, in nats per sequence; lower is better in all of them."""
+_PLACES = {
+    "severity": ("", ""),
+    "golden_end": ("golden", "final"),
+    "golden_best": ("golden", "best"),
+    "proxy_end": ("proxy", "final"),
+}
 _NUM_RESAMPLES = 4_000
 
 
@@ -71,10 +77,12 @@ class Cell:
         With one seed the interval is over held-out prompts, for this student alone: that of summary.json for the
         severity, the percentile bootstrap for the others (the choice of the best step is not repeated in it).
         """
-        curve, part = {"golden_end": ("golden", "final"), "golden_best": ("golden", "best"), "proxy_end": ("proxy", "final"),
-                       "severity": ("", "")}[metric]  # fmt: skip
-        values = [entry["severity_hacking_nats"] if not curve else (entry[curve] or {}).get(part) for entry in self.entries]
-        if any(value is None for value in values):
+        curve, part = _PLACES[metric]
+        found = [
+            entry[curve] and entry[curve][part] if curve else entry["severity_hacking_nats"] for entry in self.entries
+        ]
+        values = [value for value in found if value is not None]
+        if len(values) < len(found):
             return None
         if len(values) > 1:
             return _over_seeds(values)
