@@ -52,6 +52,24 @@ class Outcomes:
         """d(oracle, teacher), and golden and proxy at the start."""
         return self._summaries[world, seed, variant]["references"]
 
+    @property
+    def truth(self) -> str | None:
+        """What golden is: a distance from the "oracle", the NLL of "references", or, for None, unknown."""
+        return self._summaries[self.keys[0]]["truth"]
+
+    def summary(self, world: str, seed: int, variant: str) -> dict[str, Any]:
+        """The summary.json of one run."""
+        return self._summaries[world, seed, variant]
+
+    def folder(self, world: str, seed: int, variant: str) -> Path:
+        """The folder of one run."""
+        return self._folders[world, seed, variant]
+
+    def records(self, world: str, seed: int, variant: str, arm: str) -> list[dict[str, Any]]:
+        """The evaluations of one arm in order, as metrics.jsonl has them."""
+        rows = runs.read_records(self._folders[world, seed, variant] / "metrics.jsonl")
+        return sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
+
     def arms(self, world: str, seed: int, variant: str) -> list[dict[str, Any]]:
         """The entries of all arms of one run's summary.json."""
         return self._summaries[world, seed, variant]["arms"]
