@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from assay.statistics import Estimate, Interval
     from assay.sweep import run_sweep
     from assay.training import distillation_loss, fit, train_step
-    from assay.types import Action, Batch, Prompt, Response
+    from assay.types import Action, Batch, Dense, Prompt, Response
 
 _HOME = {
     "assay.config": ("ArmConfig", "Experiment", "SourceConfig", "TrainingConfig"),
@@ -42,7 +42,7 @@ _HOME = {
     "assay.sweep": ("run_sweep",),
     "assay.comparison": ("compare_runs",),
     "assay.report.html": ("write_report",),
-    "assay.types": ("Action", "Batch", "Prompt", "Response"),
+    "assay.types": ("Action", "Batch", "Dense", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
     "assay.models.causal": ("CausalModel",),
     "assay.models.seq2seq": ("Seq2SeqModel",),
@@ -73,6 +73,7 @@ __all__ = [
     "AssayError",
     "Batch",
     "CausalModel",
+    "Dense",
     "Detector",
     "Diagnosis",
     "Estimate",
