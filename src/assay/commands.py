@@ -334,9 +334,9 @@ def cite(run: Positional[Path], output: Shown = NORMAL) -> None:
     from assay import citations
 
     entries, models = citations.cite(run)
-    output.answer({"bibtex": entries, "models": models}, lambda: print(entries))
     if models:
         print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
+    output.answer({"schema": "assay.citations/1", "bibtex": entries, "models": models}, lambda: print(entries))
 
 
 def generate(
