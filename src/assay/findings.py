@@ -42,7 +42,9 @@ class Outcomes:
     def __init__(self, folders: Mapping[tuple[str, int, str], Path]) -> None:
         self._folders = dict(folders)
         self.keys = list(folders)
-        self._summaries = {key: runs.read_json(folder / "summary.json") for key, folder in folders.items()}
+        # older summaries do not say these two
+        known = {"truth": "oracle", "proxy_is": "exact"}
+        self._summaries = {key: known | runs.read_json(folder / "summary.json") for key, folder in folders.items()}
         self._probes: dict[tuple[str, int, str], pa.Table] = {}
         self.worlds = list(dict.fromkeys(world for world, _, _ in folders))
         self.seeds = list(dict.fromkeys(seed for _, seed, _ in folders))
