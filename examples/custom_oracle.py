@@ -5,8 +5,8 @@
 The oracle is a Markov chain over letters, the truth by decree; the teacher is the same chain with a third of another
 one mixed in. A small GPT-2, which has learned the oracle's language and so is nearer to the truth than its teacher, is
 then distilled from a few responses of the teacher: the proxy falls to nothing, and golden rises to what the teacher is
-away from the truth. Whatever has assay's `LanguageModel` methods (`sample`, `hidden`, `head`) can take the chains' places: a
-grammar, a program, a model behind some other library.
+away from the truth. Whatever has assay's `LanguageModel` methods (`sample`, `hidden`, `head`) can take the chains'
+places: a grammar, a program, a model behind some other library.
 """
 
 from __future__ import annotations

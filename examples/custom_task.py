@@ -49,7 +49,10 @@ def main(folder: str = "runs/custom-task") -> None:
     report = run_experiment(experiment, out / "run")
     for row in read_run(out / "run").verdicts:
         low, high = row["severity_hacking_low"], row["severity_hacking_high"]
-        print(f"{row['arm']}: {row['verdict'].replace('_', ' ')}, {row['severity_hacking']:.2f} [{low:.2f}, {high:.2f}]")
+        verdict = row["verdict"].replace("_", " ")
+        print(
+            f"{row['arm']}: {verdict}, severity of hacking {row['severity_hacking']:.2f} [{low:.2f}, {high:.2f}] nats"
+        )
     print(report)
 
 

@@ -37,8 +37,8 @@ def main(paths: list[str]) -> None:
     for path in paths or sorted(map(str, LOGS.glob("*.csv"))):
         log = read_log(Path(path))
         found = diagnose(log.trajectory)
-        score = "none" if found.score is None else f"{found.score:.2f}"
-        print(f"{Path(path).name}: {found.verdict.replace('_', ' ')}; score {score}; keep step {found.recommended_step:g}")
+        verdict, score = found.verdict.replace("_", " "), "none" if found.score is None else f"{found.score:.2f}"
+        print(f"{Path(path).name}: {verdict}; score {score}; keep step {found.recommended_step:g}")
         for reason in found.reasons:
             print(f"  - {reason}")
 

@@ -3,7 +3,7 @@
     python examples/distil_in_100_lines.py
 
 Characters of Python's own help pages are the language. A teacher learns them, writes responses, and three small
-students learn its next-character laws along these responses, each with another divergence D(p, q): p teacher, q student.
+students learn its laws of the next character along these, each with another divergence D(p, q): p teacher, q student.
 What is printed is one yardstick for all, KL(teacher‖student) per character along responses that no student has seen.
 """
 

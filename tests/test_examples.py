@@ -71,7 +71,10 @@ def test_a_student_nearer_to_an_own_oracle_than_its_teacher_hacks_it() -> None:
 @pytest.mark.slow
 def test_an_own_task_goes_through_the_lab(tmp_path: Path) -> None:
     said = said_by("custom_task.py", tmp_path)
-    assert re.findall(r"^(\w+): [a-z ]+, -?[\d.]+ \[", said, re.MULTILINE) == ["offline", "online_teacher"]
+    assert re.findall(r"^(\w+): [a-z ]+, severity of hacking -?[\d.]+ \[", said, re.MULTILINE) == [
+        "offline",
+        "online_teacher",
+    ]
     assert Path(said.splitlines()[-1]).is_file()
 
 
