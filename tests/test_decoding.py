@@ -193,3 +193,9 @@ def test_only_known_kinds_of_layers_and_attention_are_written_in_place() -> None
 
 def test_uniforms_of_a_row_are_its_seed_s() -> None:
     assert np.array_equal(sampling.uniforms([3, 8], 5)[1], sampling.uniforms([8], 5)[0])
+
+
+def test_uniforms_are_those_of_a_generator_keyed_by_the_seed() -> None:
+    seeds = [0, 1, 2**63 + 5, 2**64 - 1, 2**64, 2**127 + 9]
+    expected = [np.random.Generator(np.random.Philox(key=seed)).random(9) for seed in seeds]
+    assert np.array_equal(sampling.uniforms(seeds, 9), np.stack(expected))
