@@ -190,12 +190,19 @@ def test_no_folder_ends_in_one_sentence(tmp_path: Path) -> None:
 
 def test_reading_needs_neither_pandas_nor_torch_and_writes_nothing(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    code = (
-        "import sys; sys.modules['pandas'] = sys.modules['torch'] = None\n"  # importing either would raise
-        "import assay; run = assay.read_run(sys.argv[1]); print(len(run.verdicts), len(run._repr_html_()) > 0)"
-    )
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("pandas", "torch"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import assay
+run = assay.read_run(sys.argv[1])
+print(len(run.verdicts), run.per_prompt.num_rows > 0, len(str(run) + run._repr_html_()) > 0)
+"""
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{len(ARMS)} True\n"
+    assert done.stdout == f"{len(ARMS)} True True\n"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -247,6 +254,13 @@ def test_no_text_of_a_result_becomes_markup() -> None:
     parts = _Parts(as_html(HOSTILE, [HOSTILE], [HOSTILE, HOSTILE], [[HOSTILE, HOSTILE]]))
     assert not {"script", "img"} & set(parts.tags)
     assert parts.text == [HOSTILE] * 6
+
+
+def test_estimates_say_what_is_unknown_and_have_no_minus_zero() -> None:
+    assert estimate(None, None, None) == estimate(None) == "unknown"
+    assert estimate(1234.5) == "1,234.50"
+    assert estimate(-0.001, -1.0, 0.004) == "0.00 [−1.00, 0.00]"
+    assert estimate(1.0, None, 2.0) == "1.00 [unknown]"
 
 
 def test_text_has_aligned_columns() -> None:

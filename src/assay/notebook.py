@@ -37,8 +37,15 @@ def estimate(value: float | None, *bounds: float | None) -> str:
     """A value with two decimals, and [low, high] where two bounds are given; "unknown" for what is None."""
     if value is None:
         return "unknown"
-    interval = "unknown" if None in bounds else ", ".join(f"{bound:,.2f}" for bound in bounds)
-    return f"{value:,.2f} [{interval}]" if bounds else f"{value:,.2f}"
+    if not bounds:
+        return _decimals(value)
+    interval = "unknown" if None in bounds else ", ".join(_decimals(bound) for bound in bounds if bound is not None)
+    return f"{_decimals(value)} [{interval}]"
+
+
+def _decimals(value: float) -> str:
+    # adding 0 makes 0 of -0
+    return f"{round(value, 2) + 0.0:,.2f}".replace("-", "−")
 
 
 def _cell(scope: str, text: str) -> str:
