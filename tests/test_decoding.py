@@ -25,6 +25,9 @@ FAMILIES = {
     "mt5": lambda seed: t5(seed, gated=True),
     "bart": bart,
 }
+WAYS = {"written out": (True, True), "in place": (False, True), "growing": (False, False)}
+"""What decodes: ``steps_directly`` and ``preallocates``."""
+WRITTEN_OUT = {"gpt2", "llama", "qwen3", "t5", "mt5"}
 PROMPTS = [(5,), (7, 3, 9, 2), (4, 4), (11, 2, 8, 6, 1, 3)] * 5
 
 
@@ -95,19 +98,22 @@ def test_a_row_is_drawn_alike_in_any_batch() -> None:
         assert torch.equal(sampling.draw(logits_BV[rows], uniforms_B[rows]), together_B[rows])
 
 
-def test_keys_and_values_are_written_in_place_and_tokens_are_those_of_a_growing_cache(model: PretrainedModel) -> None:
+def test_tokens_are_those_of_the_module_with_a_growing_cache(model: PretrainedModel) -> None:
     """Beyond the window of Gemma2's first layer too, which is four tokens."""
     assert model.preallocates
-    in_place = model.sample(PROMPTS, range(len(PROMPTS)), 16)
-    model.preallocates = False
-    assert model.sample(PROMPTS, range(len(PROMPTS)), 16) == in_place
-    assert max(map(len, in_place)) > 8
+    assert model.steps_directly == any(model.name.startswith(family) for family in WRITTEN_OUT)
+    written = []
+    for way in WAYS:
+        decode_by(model, way)
+        written.append(model.sample(PROMPTS, range(len(PROMPTS)), 16))
+    assert written[0] == written[1] == written[2]
+    assert max(map(len, written[0])) > 8
 
 
-@pytest.mark.parametrize("preallocates", [True, False])
-def test_every_step_decodes_what_is_scored(model: PretrainedModel, preallocates: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_every_step_decodes_what_is_scored(model: PretrainedModel, way: str) -> None:
     """The law of each of nine tokens after prompts of unlike length."""
-    model.preallocates = preallocates
+    decode_by(model, way)
     prompts, responses = PROMPTS[:4], [tuple((3 * i + t) % (VOCAB_SIZE - 2) + 2 for t in range(9)) for i in range(4)]
     with torch.no_grad():
         scored_BTV = model.log_probs(Batch(prompts, responses)).unflatten(0, (4, 9))
@@ -118,9 +124,9 @@ def test_every_step_decodes_what_is_scored(model: PretrainedModel, preallocates:
             input_ids = torch.tensor([[response[t]] for response in responses])
 
 
-@pytest.mark.parametrize("preallocates", [True, False])
-def test_rows_that_leave_change_nothing_for_the_others(model: PretrainedModel, preallocates: bool) -> None:
-    model.preallocates = preallocates
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_that_leave_change_nothing_for_the_others(model: PretrainedModel, way: str) -> None:
+    decode_by(model, way)
     prompts, rows = PROMPTS[:4], torch.tensor([1, 3])
     with torch.no_grad():
         whole, first = model.begin(prompts, 6)
@@ -130,6 +136,11 @@ def test_rows_that_leave_change_nothing_for_the_others(model: PretrainedModel, p
         for t in range(3):
             input_ids = torch.tensor([[2 + t], [3 + t], [4 + t], [5 + t]])
             assert torch.allclose(fewer.feed(input_ids[rows]), whole.feed(input_ids)[rows], atol=1e-5)
+
+
+def decode_by(model: PretrainedModel, way: str) -> None:
+    """Families that are not written out decode through the module instead."""
+    model.steps_directly, model.preallocates = WAYS[way][0] and model.steps_directly, WAYS[way][1]
 
 
 @pytest.mark.parametrize("bucket", [1, 3, 7])
@@ -182,3 +193,9 @@ def test_only_known_kinds_of_layers_and_attention_are_written_in_place() -> None
 
 def test_uniforms_of_a_row_are_its_seed_s() -> None:
     assert np.array_equal(sampling.uniforms([3, 8], 5)[1], sampling.uniforms([8], 5)[0])
+
+
+def test_uniforms_are_those_of_a_generator_keyed_by_the_seed() -> None:
+    seeds = [0, 1, 2**63 + 5, 2**64 - 1, 2**64, 2**127 + 9]
+    expected = [np.random.Generator(np.random.Philox(key=seed)).random(9) for seed in seeds]
+    assert np.array_equal(sampling.uniforms(seeds, 9), np.stack(expected))

@@ -124,8 +124,12 @@ def test_a_sweep_over_axes_ends_with_a_table_and_a_report_that_names_them(
     variants = {("quickstart", 7, name): e for name, e in zip(["both", "one arm"], experiments(), strict=True)}
     plan = sweeps.Plan("mine", variants, None, "tiny")
     page = sweeps.carry_out(plan, swept[0], tmp_path, 1, lambda line: None).read_text()
-    assert "offline (both)" in page
-    assert "offline (one arm)" in page
+    assert "offline · both" in page
+    assert "offline · one arm" in page
+    assert 'href="curves/report.html"' in page
+    curves = (tmp_path / "curves" / "report.html").read_text()
+    assert "offline (both)" in curves
+    assert "offline (one arm)" in curves
     assert len((tmp_path / "runs.csv").read_text().splitlines()) == 1 + 2 + 1
 
 

@@ -23,7 +23,7 @@ Distil by hand:
     mean_of_students      the average of several students
     load_model, load_tokenizer, LanguageModel, CausalModel, Seq2SeqModel      models of transformers
     MarkovChain, HiddenMarkovModel      models whose law is known exactly
-    Prompt, Response, Batch      what flows between them
+    Prompt, Response, Batch, Dense      what flows between them
 
     AssayError      bad input: one sentence that says what is wrong and what to do
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from assay.statistics import Estimate, Interval
     from assay.sweep import run_sweep
     from assay.training import distillation_loss, fit, train_step
-    from assay.types import Action, Batch, Prompt, Response
+    from assay.types import Action, Batch, Dense, Prompt, Response
 
 _HOME = {
     "assay.config": ("ArmConfig", "Experiment", "SourceConfig", "TrainingConfig"),
@@ -72,7 +72,7 @@ _HOME = {
     "assay.comparison": ("compare_runs",),
     "assay.report.html": ("write_report",),
     "assay.report.run_results": ("RunResults", "read_run"),
-    "assay.types": ("Action", "Batch", "Prompt", "Response"),
+    "assay.types": ("Action", "Batch", "Dense", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
     "assay.models.causal": ("CausalModel",),
     "assay.models.seq2seq": ("Seq2SeqModel",),
@@ -103,6 +103,7 @@ __all__ = [
     "AssayError",
     "Batch",
     "CausalModel",
+    "Dense",
     "Detector",
     "Diagnosis",
     "Estimate",

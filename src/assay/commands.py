@@ -143,14 +143,16 @@ def compare(
     Args:
         runs: Run folders.
         reference: What every arm is compared with: an arm, a run, or RUN/ARM; by default the first arm of all.
-        out: Where the numbers go in full precision, as CSV.
+        out: Where the numbers go in full precision, as CSV; or, for a name that ends in .html, a page with its CSV.
     """
     from assay.comparison import compare_runs, write_csv
+    from assay.comparison_report import write_page
     from assay.comparison_table import comparison_document, print_comparison
 
     comparison = compare_runs(runs, reference)
     if out is not None:
-        write_csv(comparison, out)
+        write = write_page if out.suffix == ".html" else write_csv
+        write(comparison, out)
     output.answer(
         comparison_document(comparison, out),
         lambda: print_comparison(comparison),
@@ -332,9 +334,9 @@ def cite(run: Positional[Path], output: Shown = NORMAL) -> None:
     from assay import citations
 
     entries, models = citations.cite(run)
-    output.answer({"bibtex": entries, "models": models}, lambda: print(entries))
     if models:
         print(f"assay: cite the makers of these models, too: {', '.join(models)}", file=sys.stderr)
+    output.answer({"schema": "assay.citations/1", "bibtex": entries, "models": models}, lambda: print(entries))
 
 
 def generate(

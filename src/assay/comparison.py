@@ -84,6 +84,8 @@ class Contrast:
 class Comparison:
     """What ``compare_runs`` found. ``fields`` are the config fields that differ, ``unfinished`` what was left out.
 
+    ``folders`` says where each run of ``rows`` is.
+
     ``paired`` has pairs of held-out prompts as its units, for the students at hand; ``over_seeds`` has seeds.
     """
 
@@ -93,6 +95,7 @@ class Comparison:
     paired: tuple[Contrast, ...]
     over_seeds: tuple[Contrast, ...]
     unfinished: tuple[str, ...]
+    folders: dict[str, str]
 
 
 def compare_runs(folders: Sequence[Path], reference: str | None = None) -> Comparison:
@@ -131,6 +134,7 @@ def compare_runs(folders: Sequence[Path], reference: str | None = None) -> Compa
         paired=_with_holm(paired),
         over_seeds=_with_holm(over_seeds),
         unfinished=tuple(unfinished),
+        folders={name: str(run.directory) for name, run in runs.items()},
     )
 
 

@@ -42,7 +42,9 @@ class Outcomes:
     def __init__(self, folders: Mapping[tuple[str, int, str], Path]) -> None:
         self._folders = dict(folders)
         self.keys = list(folders)
-        self._summaries = {key: runs.read_json(folder / "summary.json") for key, folder in folders.items()}
+        # older summaries do not say these two
+        known = {"truth": "oracle", "proxy_is": "exact"}
+        self._summaries = {key: known | runs.read_json(folder / "summary.json") for key, folder in folders.items()}
         self._probes: dict[tuple[str, int, str], pa.Table] = {}
         self.worlds = list(dict.fromkeys(world for world, _, _ in folders))
         self.seeds = list(dict.fromkeys(seed for _, seed, _ in folders))
@@ -51,6 +53,24 @@ class Outcomes:
     def references(self, world: str, seed: int, variant: str) -> dict[str, float]:
         """d(oracle, teacher), and golden and proxy at the start."""
         return self._summaries[world, seed, variant]["references"]
+
+    @property
+    def truth(self) -> str | None:
+        """What golden is: a distance from the "oracle", the NLL of "references", or, for None, unknown."""
+        return self._summaries[self.keys[0]]["truth"]
+
+    def summary(self, world: str, seed: int, variant: str) -> dict[str, Any]:
+        """The summary.json of one run."""
+        return self._summaries[world, seed, variant]
+
+    def folder(self, world: str, seed: int, variant: str) -> Path:
+        """The folder of one run."""
+        return self._folders[world, seed, variant]
+
+    def records(self, world: str, seed: int, variant: str, arm: str) -> list[dict[str, Any]]:
+        """The evaluations of one arm in order, as metrics.jsonl has them."""
+        rows = runs.read_records(self._folders[world, seed, variant] / "metrics.jsonl")
+        return sorted((row for row in rows if row["arm"] == arm), key=lambda row: row["step"])
 
     def arms(self, world: str, seed: int, variant: str) -> list[dict[str, Any]]:
         """The entries of all arms of one run's summary.json."""

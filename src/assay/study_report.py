@@ -1,22 +1,19 @@
-"""What a study leaves behind: its finding, one table, figures and a page; all from the files of its runs."""
+"""What a study and a sweep leave behind beside their page: tables and the figures of studies, from files of runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from assay import runs
 from assay.diagnostics.verdict import compare_final
 from assay.findings import Outcomes
-from assay.report.html import fill, inline
-from assay.report.style import ARM_COLOURS, INK, MUTED, in_style, to_svg
-from assay.report.tables import to_csv, to_markdown
+from assay.report.style import ARM_COLOURS, INK, MUTED
+from assay.report.tables import to_markdown
 from assay.report.words import nats, readable
 from assay.statistics import mean_over_seeds, t_interval
 
@@ -24,29 +21,6 @@ Draw = Callable[[Outcomes], Figure]
 Row = dict[str, Any]
 
 _CURVES = (("train_proxy", "train proxy"), ("proxy", "proxy"), ("golden", "golden"))
-
-
-def write_study(out: Path, study: Mapping[str, Any], outcomes: Outcomes, draw: Draw) -> Path:
-    """Writes result.json, runs.csv, table.md, figure.svg and report.html into ``out``; returns the page's path.
-
-    ``study`` is the content of result.json: the claim, its finding, and the command that makes it again.
-    """
-    rows = run_rows(outcomes)
-    means = mean_rows(rows)
-    with in_style():
-        picture = to_svg(draw(outcomes))
-    files = {
-        "runs.csv": to_csv(rows),
-        "table.md": table_of_means(study, means),
-        "figure.svg": picture,
-        "report.html": fill(
-            "study.html.j2", study=study, contrasts=contrast_rows(study), means=means, picture=inline(picture)
-        ),
-    }
-    for name, text in files.items():
-        runs.write_text(out / name, text)
-    runs.write_json(out / "result.json", dict(study))
-    return out / "report.html"
 
 
 def run_rows(o: Outcomes) -> list[Row]:
@@ -61,7 +35,7 @@ def run_rows(o: Outcomes) -> list[Row]:
                                 ("severity_overfitting_nats", "ci95_overfitting")):  # fmt: skip
                 row |= {key: arm[key], f"{key}_low": arm[bounds][0], f"{key}_high": arm[bounds][1]}
             for curve in ("golden", "proxy"):
-                row |= {f"{curve}_{part}_nats": arm[curve][part] for part in ("initial", "best", "final")}
+                row |= {f"{curve}_{part}_nats": (arm[curve] or {}).get(part) for part in ("initial", "best", "final")}
             row |= {"train_proxy_final_nats": arm["train_proxy"]["final"]}
             rows.append(row | {key: arm[key] for key in ("generated_tokens", "teacher_tokens")})
     return rows

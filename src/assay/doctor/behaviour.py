@@ -40,9 +40,10 @@ def runs_in_assay(case: Case) -> Outcome:
             return refusal(
                 f"the {side.role} does not run in assay: {error}", "mend the checkpoint as said, or choose another"
             )
+    ways = [f"{s.role}: {'layers written out' if s.model.steps_directly else 'its module'}" for s in case.sides]
     return passed(
         "all load; logits made from hidden states (with scale, bias and soft cap) are the models' own, and cached "
-        "decoding agrees with scoring"
+        f"decoding agrees with scoring ({', '.join(ways)})"
     )
 
 

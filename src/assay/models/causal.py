@@ -15,7 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from assay.errors import AssayError
 from assay.models.caches import StepMasks, preallocated
-from assay.models.pretrained import PretrainedModel
+from assay.models.decode_gpt2 import GPT2Layers
+from assay.models.decode_llama import LlamaLayers
+from assay.models.decode_rows import StepDecoding
+from assay.models.pretrained import Decoding, PretrainedModel, right_padded
 from assay.types import Batch
 
 
@@ -106,16 +109,16 @@ class CausalModel(PretrainedModel):
         # the state before each token of (rest of the prompt, one token that is not fed)
         return self.hidden(Batch([ids[:1] for ids in prompt_ids], [(*ids[1:], 0) for ids in prompt_ids]))
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[_CausalDecoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[Decoding, Tensor]:
         """Decoding starts with the prompts themselves, padded on the left."""
-        longest = max(map(len, prompt_ids))
-        input_ids_BT = torch.zeros((len(prompt_ids), longest), dtype=torch.long)
-        mask_BT = torch.zeros_like(input_ids_BT)
-        for i, prompt in enumerate(prompt_ids):
-            input_ids_BT[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_BT[i, longest - len(prompt) :] = 1
-        capacity = longest + max_response_tokens if self.preallocates else None
-        return _CausalDecoding(self.module, mask_BT.to(self.device), capacity), input_ids_BT.to(self.device)
+        input_ids_BT, mask_BT = (ids.flip(-1).to(self.device) for ids in right_padded([p[::-1] for p in prompt_ids]))
+        capacity = input_ids_BT.shape[1] + max_response_tokens
+        if self.steps_directly and (family := self._written_out()):
+            return StepDecoding(family(self.module, capacity), mask_BT, capacity, self.module.dtype), input_ids_BT
+        return _CausalDecoding(self.module, mask_BT, capacity if self.preallocates else None), input_ids_BT
+
+    def _written_out(self) -> type[GPT2Layers] | type[LlamaLayers] | None:
+        return next((family for family in (GPT2Layers, LlamaLayers) if family.fit(self.module)), None)
 
     @property
     def _logit_scales(self) -> tuple[float, ...]:

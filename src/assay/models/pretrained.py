@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from assay.errors import AssayError
-from assay.models import sampling
+from assay.models import caches, sampling
 from assay.models.batching import SAMPLING_BATCH_SIZE
-from assay.models.caches import can_preallocate
 from assay.types import Batch
 
 _RETIRE_BELOW = 0.7
@@ -72,8 +71,11 @@ class PretrainedModel(ABC):
     prompts_are_closed = False
     """Whether the tokenizer's closing tokens end a prompt; where a response follows in the same row, they must not."""
 
+    steps_directly: bool
+    """Whether decoding runs the family's layers written out (``decode_step.py``) where the module is plain then."""
+
     preallocates: bool
-    """Whether decoding writes keys and values in place (``caches.py``); else transformers' growing cache is used."""
+    """Whether decoding through the module writes keys and values in place (``caches.py``), or lets a cache grow."""
 
     def __init__(
         self, module: PreTrainedModel, name: str, eos_token_id: int | None = None, vocab_size: int | None = None
@@ -93,7 +95,7 @@ class PretrainedModel(ABC):
         self._logits_bias: Tensor | None = getattr(module, "final_logits_bias", None)
         self._softcap: float | None = getattr(module.config, "final_logit_softcapping", None)
         self._logit_scale: float = 1.0
-        self.preallocates = False
+        self.steps_directly = self.preallocates = False
         self._check_head()
         self._check_decoding()
 
@@ -153,6 +155,10 @@ class PretrainedModel(ABC):
 
         Keys and values have room for ``max_response_tokens`` from the start where ``preallocates``.
         """
+
+    @abstractmethod
+    def _written_out(self) -> object:
+        """What ``begin`` takes the place of the module with; nothing where the module is not plain as it is now."""
 
     @abstractmethod
     def _hidden_and_logits(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,20 +238,25 @@ class PretrainedModel(ABC):
         )
 
     def _check_decoding(self) -> None:
-        """Settles ``preallocates``, and refuses the model when it decodes as it scores with neither cache."""
+        """Settles ``steps_directly`` and ``preallocates``; refuses the model when it decodes as it scores by no way."""
         error: Exception | None = None
-        for preallocates in (True, False) if can_preallocate(self.module) else (False,):
+        can_preallocate = caches.can_preallocate(self.module)
+        for preallocates in (True, False) if can_preallocate else (False,):
             self.preallocates = preallocates
             try:
                 if self._decodes_as_it_scores():
-                    return
+                    break
             except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as raised:
                 error = raised
-        raise AssayError(
-            f"model {self.name!r} ({type(self.module).__name__}) does not decode padded prompts with a cache as it "
-            "scores them: its samples would not be its own; it is not supported: "
-            "choose a model of another family"
-        ) from error
+        else:
+            raise AssayError(
+                f"model {self.name!r} ({type(self.module).__name__}) does not decode padded prompts with a cache as it "
+                "scores them: its samples would not be its own; it is not supported: "
+                "choose a model of another family"
+            ) from error
+        with self.evaluating():
+            self.steps_directly = can_preallocate and bool(self._written_out())
+        self.steps_directly = self.steps_directly and self._decodes_as_it_scores()
 
     @torch.no_grad()
     def _decodes_as_it_scores(self) -> bool:
@@ -257,7 +268,7 @@ class PretrainedModel(ABC):
             decoding, input_ids = self.begin(prompts, 2)
             decoding.feed(input_ids)
             decoded_BV = self.head(decoding.feed(torch.tensor([[second], [second]], device=self.device)))
-        rounding = 1e-2 if self.module.dtype == torch.float32 else 0.2
+        rounding = 1e-3 if self.steps_directly else 1e-2 if self.module.dtype == torch.float32 else 0.2
         return torch.allclose(decoded_BV, scored_NV[1::2], rtol=rounding, atol=rounding)
 
     def _check_batch(self, batch: Batch) -> None:
@@ -326,7 +337,8 @@ def _decode(
     """The decoding loop: row i has its response, and after its end whatever was decoded until the row was retired."""
     token_ids_BT = torch.full(uniforms_BT.shape, model.eos_token_id)
     alive_A = torch.arange(len(prompt_ids))  # rows that are still decoded
-    going_A = torch.ones(len(prompt_ids), dtype=torch.bool)  # those of them that have not ended
+    uniforms_AT, written_AT = uniforms_BT, token_ids_BT.clone()  # theirs
+    is_going_A = np.ones(len(prompt_ids), bool)  # those of them that have not ended
     decoding, input_ids = model.begin(prompt_ids, uniforms_BT.shape[1])
     for t in range(uniforms_BT.shape[1]):
         logits_AV = logits(decoding.feed(input_ids)).float().cpu()
@@ -334,17 +346,20 @@ def _decode(
             token_A = logits_AV.argmax(dim=-1)
         else:
             tempered_AV = logits_AV if sampling_temperature == 1 else logits_AV / sampling_temperature
-            token_A = sampling.draw(tempered_AV, uniforms_BT[alive_A, t])
-        token_ids_BT[alive_A, t] = token_A
-        going_A &= token_A != model.eos_token_id
-        num_going = int(going_A.sum())
+            token_A = sampling.draw(tempered_AV, uniforms_AT[:, t])
+        written_AT[:, t] = token_A
+        is_going_A &= token_A.numpy() != model.eos_token_id
+        num_going = np.count_nonzero(is_going_A)
         if num_going == 0:
             break
         if num_going <= _RETIRE_BELOW * len(alive_A):
-            rows = going_A.nonzero()[:, 0]
-            alive_A, token_A, going_A = alive_A[rows], token_A[rows], going_A[rows]
+            token_ids_BT[alive_A] = written_AT
+            rows = torch.from_numpy(is_going_A.nonzero()[0])
+            alive_A, uniforms_AT, written_AT, token_A = (of[rows] for of in (alive_A, uniforms_AT, written_AT, token_A))
+            is_going_A = np.ones(len(rows), bool)
             decoding.keep(rows.to(model.device))
         input_ids = token_A.unsqueeze(-1).to(model.device)
+    token_ids_BT[alive_A] = written_AT
     return token_ids_BT
 
 

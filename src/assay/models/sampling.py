@@ -15,13 +15,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+_LOWER_HALF = 2**64 - 1
+"""Of a key of 128 bits."""
+
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> np.ndarray:
     """Uniforms in [0, 1), float64 of shape [len(seeds), num_tokens]; row i is a function of seeds[i] alone.
 
-    Philox keyed by the seed [Salmon et al. 2011].
+    Philox keyed by the seed [Salmon et al. 2011]; one generator is set to each key, which is faster than to make them.
     """
-    return np.stack([np.random.Generator(np.random.Philox(key=seed)).random(num_tokens) for seed in seeds])
+    philox = np.random.Philox(key=0)
+    generator, state = np.random.Generator(philox), philox.state
+    uniforms_BT = np.empty((len(seeds), num_tokens))
+    for seed, row_T in zip(seeds, uniforms_BT, strict=True):
+        state["state"]["key"][:] = seed & _LOWER_HALF, seed >> 64
+        philox.state = state
+        generator.random(out=row_T)
+    return uniforms_BT
 
 
 def response_seed(*parts: int | str) -> int:
@@ -42,23 +52,25 @@ def draw(logits_BV: Float[Tensor, "B V"], uniforms_B: Float[Tensor, " B"]) -> In
     block = 1 << logits_BV.shape[-1].bit_length() // 2
     if p_BV.shape[-1] % block:
         p_BV = pad(p_BV, (0, block - p_BV.shape[-1] % block))
-    blocks_BKW = p_BV.unflatten(-1, (-1, block))
-    block_B1, place_B1 = _inverse_cdf(blocks_BKW.sum(dim=-1), uniforms_B.to(p_BV.device).unsqueeze(-1))
-    rows_B1 = torch.arange(len(p_BV), device=p_BV.device).unsqueeze(-1)
-    within_B1, _ = _inverse_cdf(blocks_BKW[rows_B1, block_B1].squeeze(1), place_B1)
-    return (block_B1 * block + within_B1).squeeze(-1)
+    blocks_BKW = p_BV.view(len(p_BV), -1, block)
+    mass_BK = blocks_BKW.sum(dim=-1)
+    block_B1, cumulative_BK, threshold_B1 = _inverse_cdf(mass_BK, uniforms_B.to(p_BV.device).unsqueeze(-1))
+    # where in its block a threshold lies, again as a uniform in [0, 1)
+    mass_B1 = mass_BK.gather(-1, block_B1).double()
+    place_B1 = (threshold_B1 - cumulative_BK.gather(-1, block_B1) + mass_B1) / mass_B1
+    rows_B = torch.arange(len(p_BV), device=p_BV.device)
+    within_B1, _, _ = _inverse_cdf(blocks_BKW[rows_B, block_B1.squeeze(-1)], place_B1)
+    return block_B1.mul_(block).add_(within_B1).squeeze(-1)
 
 
-def _inverse_cdf(mass_BK: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """The cell that each uniform falls into, and where in that cell, again as a uniform in [0, 1)."""
+def _inverse_cdf(mass_BK: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The cell that each uniform falls into, the cumulative masses, and the one that the uniform stands for."""
     cumulative_BK = mass_BK.cumsum(dim=-1, dtype=torch.float64)
     total_B1 = cumulative_BK[:, -1:].contiguous()
     threshold_B1 = uniforms_B1 * total_B1
     cell_B1 = torch.searchsorted(cumulative_BK, threshold_B1, right=True)
     # rounding may lift the threshold to the total: then the last cell that has mass
-    cell_B1 = torch.minimum(cell_B1, torch.searchsorted(cumulative_BK, total_B1))
-    mass_B1 = mass_BK.gather(-1, cell_B1).double()
-    return cell_B1, (threshold_B1 - cumulative_BK.gather(-1, cell_B1) + mass_B1) / mass_B1
+    return torch.minimum(cell_B1, torch.searchsorted(cumulative_BK, total_B1)), cumulative_BK, threshold_B1
 
 
 def until_end(row: Sequence[int], eos_token_id: int) -> tuple[int, ...]:

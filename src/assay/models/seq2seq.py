@@ -12,7 +12,8 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from assay.errors import AssayError
 from assay.models.caches import StepMasks, additive_mask, preallocated
-from assay.models.pretrained import PretrainedModel, right_padded
+from assay.models.decode_t5 import T5StepDecoding, fits_t5
+from assay.models.pretrained import Decoding, PretrainedModel, right_padded
 from assay.types import Batch
 
 
@@ -74,12 +75,17 @@ class Seq2SeqModel(PretrainedModel):
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         return encoded_BTH[mask_BT.bool()]
 
-    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[_Seq2SeqDecoding, Tensor]:
+    def begin(self, prompt_ids: Sequence[tuple[int, ...]], max_response_tokens: int) -> tuple[Decoding, Tensor]:
         """Decoding starts with the start token; the encoder runs here, once for each prompt."""
         encoded_BTH, mask_BT = self._encode(prompt_ids)
         start_B1 = torch.full((len(prompt_ids), 1), self._start_token_id, device=self.device)
+        if self.steps_directly and self._written_out():
+            return T5StepDecoding(self.module, encoded_BTH, mask_BT, max_response_tokens), start_B1
         capacity = max_response_tokens if self.preallocates else None
         return _Seq2SeqDecoding(self.module, encoded_BTH, mask_BT, capacity), start_B1
+
+    def _written_out(self) -> bool:
+        return fits_t5(self.module)
 
     def _encode(self, prompt_ids: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         input_ids_BT, mask_BT = (ids.to(self.device) for ids in right_padded(prompt_ids))

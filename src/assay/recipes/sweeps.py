@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,26 @@ from assay.recipes import RECIPES, get_recipe, is_config_file
 from assay.recipes.scales import SCALES
 from assay.recipes.studies import STUDIES, THREE_SEEDS, Key, Study, experiments_of
 from assay.report.html import write_report
-from assay.report.tables import to_csv
-from assay.study_report import run_rows, write_study
+from assay.report.style import in_style, to_svg
+from assay.study_report import mean_rows, run_rows, table_of_means
 from assay.sweep import cells, run_folder, run_sweep
+from assay.sweep_report import write_sweep
 from assay.workers import local_executor, num_workers
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The experiments of a sweep by (world, seed, variant), and the study that they test, if any."""
+    """The experiments of a sweep by (world, seed, variant), and the study that they test, if any.
+
+    Without a study, ``axes`` has the values of its axes by variant, and ``command`` makes the sweep again.
+    """
 
     name: str
     experiments: dict[Key, Experiment]
     study: Study | None
     scale: str
+    axes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    command: str = ""
 
 
 def plan(
@@ -64,7 +70,11 @@ def plan(
         raise unknown_name("study or recipe", target, [*STUDIES, *RECIPES])
     values = _read_axes(axes)
     found = cells(base, values, [base.seed] if seeds is None else seeds)
-    return Plan(base.recipe, {(base.recipe, e.seed, _variant(e, values)): e for e in found}, None, scale)
+    experiments = {(base.recipe, e.seed, _variant(e, values)): e for e in found}
+    places = {_variant(e, values): {axis: _value(e, axis) for axis in values} for e in found}
+    parts = ["assay", "sweep", target, *(["--axes", *axes] if axes else [])]
+    parts += ["--seeds", *map(str, dict.fromkeys(e.seed for e in found))]
+    return Plan(base.recipe, experiments, None, scale, places, shlex.join(parts))
 
 
 def _of_study(study: Study, scale: str, seeds: Sequence[int] | None, worlds: Sequence[str]) -> dict[Key, Experiment]:
@@ -102,13 +112,14 @@ def _read_axes(axes: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _variant(experiment: Experiment, axes: Mapping[str, Sequence[Any]]) -> str:
-    def value(axis: str) -> Any:
-        place: Any = experiment
-        for name in axis.split("."):
-            place = getattr(place, name)
-        return place
+    return ", ".join(f"{axis.split('.')[-1]} = {_value(experiment, axis)}" for axis in axes) or "as it is"
 
-    return ", ".join(f"{axis.split('.')[-1]} = {value(axis)}" for axis in axes) or "as it is"
+
+def _value(experiment: Experiment, axis: str) -> Any:
+    place: Any = experiment
+    for name in axis.split("."):
+        place = getattr(place, name)
+    return place
 
 
 def cost(plan: Plan, folder: Path, workers: int | None, flops_per_second: float | None = None) -> list[str]:
@@ -178,12 +189,18 @@ def carry_out(
         )
     outcomes = Outcomes({key: run_folder(experiment, folder) for key, experiment in experiments.items()})
     if plan.study is None:
-        runs.write_text(out / "runs.csv", to_csv(run_rows(outcomes)))
         folders = [run_folder(experiment, folder) for experiment in experiments.values()]
-        return write_report(folders, out, [variant for _, _, variant in experiments])
+        write_report(folders, out / "curves", [variant for _, _, variant in experiments])
+        return write_sweep(out, outcomes, plan.name, plan.command, plan.axes)
     result = {"schema": "assay.finding/1", "recipe": plan.name, "scale": plan.scale, "claim": plan.study.claim}
     result |= find(plan.study.shape(outcomes)) | {"command": _command(plan, plan.study, outcomes)}
-    return write_study(out, result, outcomes, plan.study.draw)
+    with in_style():
+        picture = to_svg(plan.study.draw(outcomes))
+    page = write_sweep(out, outcomes, plan.name, result["command"], plan.axes, result, picture)
+    runs.write_text(out / "figure.svg", picture)
+    runs.write_text(out / "table.md", table_of_means(result, mean_rows(run_rows(outcomes))))
+    runs.write_json(out / "result.json", result)
+    return page
 
 
 def _command(plan: Plan, study: Study, outcomes: Outcomes) -> str:

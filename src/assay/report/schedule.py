@@ -24,6 +24,7 @@ PHASE_NAMES = {
     "data": "batches",
     "checkpoint": "checkpoints",
     "write": "writing",
+    "end": "the end",
     "rest": "other",
 }
 

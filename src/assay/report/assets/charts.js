@@ -594,5 +594,5 @@ const assayCharts = (() => {
     return member;
   }
 
-  return { group, panel, plane, swatch, element, number, roundValues, evenValues };
+  return { group, panel, plane, swatch, element, number, roundValues, evenValues, parts: { frame, options, axisOf, dot, colour, arm, known, follow, NEAR } };
 })();
