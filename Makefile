@@ -54,6 +54,11 @@ release-notes:  ## whether TAG=v1.2.3 may be released; its section of the change
 	mkdir -p dist
 	$(PYTHON) tools/check_release.py "$(TAG)" > dist/NOTES.md
 
+.PHONY: public-surface
+
+public-surface: .venv/.installed-dev  ## write the signatures of all public names to tests/public_surface.txt anew
+	$(BIN)/python tools/public_surface.py
+
 docs: .venv/.installed-docs  ## the documentation site in site/, without a network; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
 	@echo $(CURDIR)/site/index.html

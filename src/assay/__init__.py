@@ -1,6 +1,34 @@
 """assay: how much gold is left in a distilled language model.
 
-The public names, by what they are for; each is imported when it is first used, so ``import assay`` is cheap.
+Run experiments and read what they found:
+    get_recipe, run_experiment, run_sweep      from a recipe's name to a run folder, or to many
+    Experiment, ArmConfig, SourceConfig, TrainingConfig      what a run is; the config file's fields
+    read_run, RunResults      a run folder as tables, for pandas or by themselves
+    compare_runs, write_report      runs side by side; the page again
+
+Judge curves and logs that you have:
+    judge, Verdict      the verdict on golden and proxy, per prompt
+    compare_final, excess_over      one arm against another
+    Estimate, Interval      numbers with their uncertainty
+    read_log, Trajectory, diagnose, Diagnosis, Detector      has golden turned up, from a log alone
+
+Measure another's trainer:
+    HackingCallback      for a transformers Trainer, TRL's too
+    Probe, build_probe      golden and proxy on frozen prompts
+
+Distil by hand:
+    divergence, DIVERGENCES, ESTIMATORS      token-level losses and their estimators
+    distillation_loss, train_step, fit      the loss, one step, the loop
+    Policy, Action      what watches an arm, and what it does
+    mean_of_students      the average of several students
+    load_model, load_tokenizer, LanguageModel, CausalModel, Seq2SeqModel      models of transformers
+    MarkovChain, HiddenMarkovModel      models whose law is known exactly
+    Prompt, Response, Batch, Dense      what flows between them
+
+    AssayError      bad input: one sentence that says what is wrong and what to do
+
+``help(assay.judge)`` explains one of them. Each is imported when it is first used, so ``import assay`` is cheap.
+What may change, and when: docs/api-stability.md.
 """
 
 from __future__ import annotations
@@ -30,6 +58,7 @@ if TYPE_CHECKING:
     from assay.policy import Policy
     from assay.recipes import get_recipe
     from assay.report.html import write_report
+    from assay.report.run_results import RunResults, read_run
     from assay.statistics import Estimate, Interval
     from assay.sweep import run_sweep
     from assay.training import distillation_loss, fit, train_step
@@ -42,6 +71,7 @@ _HOME = {
     "assay.sweep": ("run_sweep",),
     "assay.comparison": ("compare_runs",),
     "assay.report.html": ("write_report",),
+    "assay.report.run_results": ("RunResults", "read_run"),
     "assay.types": ("Action", "Batch", "Dense", "Prompt", "Response"),
     "assay.models.language_model": ("LanguageModel",),
     "assay.models.causal": ("CausalModel",),
@@ -87,6 +117,7 @@ __all__ = [
     "Probe",
     "Prompt",
     "Response",
+    "RunResults",
     "Seq2SeqModel",
     "SourceConfig",
     "TrainingConfig",
@@ -106,6 +137,7 @@ __all__ = [
     "load_tokenizer",
     "mean_of_students",
     "read_log",
+    "read_run",
     "run_experiment",
     "run_sweep",
     "train_step",

@@ -22,6 +22,7 @@ from assay.diagnostics.law import Law, fit_law
 from assay.diagnostics.trajectory import COLUMNS, Trajectory
 from assay.diagnostics.truth import Case, case_of
 from assay.errors import AssayError
+from assay.notebook import as_html, as_text
 
 DiagnosisName = Literal[
     "healthy", "hacking_suspected", "teacher_hacking", "overfitting", "benign_disagreement", "undecided"
@@ -69,6 +70,29 @@ class Diagnosis:
             "signals": [vars(signal) for signal in self.signals],
             "reasons": self.reasons,
         }
+
+    def __str__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+    def _shown(self) -> tuple[str, list[str], tuple[str, ...], list[tuple[str, ...]]]:
+        score = "no score" if self.score is None else f"score {self.score:.2f}"
+        keep = f"Keep the checkpoint of step {self.recommended_step:,.12g}."
+        onset = [] if self.onset_step is None else [f"Golden turns up from step {self.onset_step:,.12g}."]
+        head = ("check", "name", "value", "fails above", "status")
+        rows = [
+            (
+                s.code,
+                s.name,
+                "–" if s.value is None else f"{s.value:.3g}",
+                f"{s.threshold:.3g}",
+                s.status.replace("_", " "),
+            )
+            for s in self.signals
+        ]
+        return f"{self.verdict.replace('_', ' ')}, {score}", [keep, *onset, *self.reasons], head, rows
 
 
 def diagnose(log: Trajectory, judged: Case | None = None, calibration: Calibration | None = None) -> Diagnosis:

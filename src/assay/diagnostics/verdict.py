@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from assay.errors import AssayError
+from assay.notebook import as_html, as_text, estimate
 from assay.statistics import (
     Interval,
     paired_difference,
@@ -102,6 +103,24 @@ class Verdict:
     best_step: int
     turn_step: int | None
     smallest_detectable_nats: float | None
+
+    def __str__(self) -> str:
+        return as_text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return as_html(*self._shown())
+
+    def _shown(self) -> tuple[str, list[str], list[str], list[tuple[str, str]]]:
+        severities = {
+            "golden's rise from its best to the end, nats": self.severity,
+            "of it, hacking": self.severity_hacking,
+            "of it, overfitting": self.severity_overfitting,
+        }
+        rows = [(name, _in_brackets(found)) for name, found in severities.items()]
+        steps = {"best step": self.best_step, "turn of the proxy": self.turn_step, "onset": self.onset_step}
+        rows += [(name, "none" if step is None else f"{step:,}") for name, step in steps.items()]
+        rows.append(("smallest detectable, nats", estimate(self.smallest_detectable_nats)))
+        return self.name.replace("_", " "), [self.reason], [], rows
 
 
 def judge(
@@ -312,6 +331,10 @@ def _severities(rises: _Rises, confidence: float) -> Severities:
             for rise_R in (to_last_R, hacking_R, to_last_R - hacking_R, to_turn_R)
         )
     )
+
+
+def _in_brackets(found: Interval | None) -> str:
+    return estimate(None) if found is None else estimate(found.value, found.low, found.high)
 
 
 def _name_damage(
