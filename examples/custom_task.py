@@ -48,11 +48,9 @@ def main(folder: str = "runs/custom-task") -> None:
     )
     report = run_experiment(experiment, out / "run")
     for row in read_run(out / "run").verdicts:
-        low, high = row["severity_hacking_low"], row["severity_hacking_high"]
+        severity, low, high = (row[name] for name in ("severity_hacking_nats", "ci95_hacking_low", "ci95_hacking_high"))
         verdict = row["verdict"].replace("_", " ")
-        print(
-            f"{row['arm']}: {verdict}, severity of hacking {row['severity_hacking']:.2f} [{low:.2f}, {high:.2f}] nats"
-        )
+        print(f"{row['arm']}: {verdict}, severity of hacking {severity:.2f} [{low:.2f}, {high:.2f}] nats")
     print(report)
 
 
