@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas
@@ -282,3 +283,18 @@ def test_what_a_notebook_shows_is_accessible(dark: bool, width: int, folder: Pat
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         assert opened.axe() == []
         assert (opened.console_errors, opened.requests) == ([], [])
+
+
+def test_a_run_without_a_truth_has_no_golden(tmp_path: Path) -> None:
+    def forget(summary: dict[str, Any]) -> None:
+        summary["truth"] = None
+        summary["references"] |= {"golden_at_start": None, "d_oracle_teacher": None}
+        for arm in summary["arms"]:
+            arm |= {"golden": None, "severity_hacking_nats": None, "ci95_hacking": [None, None]}
+
+    folder = write_run(tmp_path / "run")
+    edit_json(folder / "summary.json", forget)
+    run = assay.read_run(folder)
+    assert run.truth is None
+    assert run.verdicts[0]["golden_final"] is None
+    assert re.search(r"offline +0 +teacher hacking +unknown +– +– +– +5\.23\n", str(run))
