@@ -221,12 +221,15 @@ def test_a_run_shows_its_verdicts(folder: Path) -> None:
 def test_a_verdict_shows_its_reason_and_numbers() -> None:
     verdict = assay.judge(*_hacked())
     assert verdict.name == "teacher_hacking"
-    found = verdict.severity_hacking
-    assert found is not None
-    for shown in (str(verdict), "".join(_Parts(verdict._repr_html_()).text)):
+    parts = _Parts(verdict._repr_html_()).text
+    for shown in (str(verdict), "".join(parts)):
         assert shown.startswith("teacher hacking")
         assert verdict.reason in shown
-        assert estimate(found.value, found.low, found.high) in shown
+    for name, found in (("hacking", verdict.severity_hacking), ("overfitting", verdict.severity_overfitting)):
+        assert found is not None
+        words = estimate(found.value, found.low, found.high)
+        assert parts[parts.index(f"of it, {name}") + 1] == words
+        assert re.search(rf"of it, {name} +{re.escape(words)}\n", str(verdict))
 
 
 def test_a_verdict_on_too_little_says_what_is_unknown() -> None:
