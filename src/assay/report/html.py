@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from assay import runs
 from assay.errors import AssayError
+from assay.models.bases import BASES
 from assay.report.assets import CHART_STYLES, CHARTS, Assets, embed
 from assay.report.evidence import checks_table, detector_row, examine, law_panels
 from assay.report.figures import FIGURES, draw, slot
@@ -107,6 +108,7 @@ def render(study: Study, pictures: list[Row]) -> str:
         next_steps=next_steps(study),
         pictures=pictures,
         samples=[block for run in one_of_each_experiment(study) for block in samples(study, run)],
+        tiny=_are_embedded(first),
         labels=study.labels,
         checks=checks_table(study, evidence),
         detector=detector_row(study, evidence),
@@ -317,6 +319,12 @@ def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:
             raise AssayError(f"cannot write {str(path)!r}: it is a folder; move it away or choose another --out")
         if in_file:
             raise AssayError(f"cannot write in {str(path.parent)!r}: it is not a folder; choose another --out")
+
+
+def _are_embedded(run: Run) -> bool:
+    """Whether oracle, teacher and student are models that ship with assay, whose words are often no words."""
+    models = run.manifest["config"].get("models", {})
+    return all(models.get(role) in BASES for role in ("oracle", "teacher", "student"))
 
 
 def _num_prompts(run: Run) -> int:

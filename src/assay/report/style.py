@@ -17,7 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#e3e6ea", "#ffffff"
 ARM_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a6a58")
 """After Okabe and Ito: told apart by readers with any common colour blindness, each on light and on dark."""
-PHASE_COLOURS = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255", "#cc6677", "#117733", "#bbbbbb")
+_TOL = ("#ddcc77", "#aa4499", "#44aa99", "#88ccee", "#999933", "#882255", "#cc6677", "#117733", "#332288")
+PHASE_COLOURS = (*_TOL, "#bbbbbb")
 PALETTE = {"ink": INK, "muted": MUTED, "grid": GRID, "card": PAPER}
 PALETTE |= {f"arm-{number}": colour for number, colour in enumerate(ARM_COLOURS)}
 PALETTE |= {f"phase-{number}": colour for number, colour in enumerate(PHASE_COLOURS)}
