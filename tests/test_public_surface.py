@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas
@@ -220,12 +221,15 @@ def test_a_run_shows_its_verdicts(folder: Path) -> None:
 def test_a_verdict_shows_its_reason_and_numbers() -> None:
     verdict = assay.judge(*_hacked())
     assert verdict.name == "teacher_hacking"
-    found = verdict.severity_hacking
-    assert found is not None
-    for shown in (str(verdict), "".join(_Parts(verdict._repr_html_()).text)):
+    parts = _Parts(verdict._repr_html_()).text
+    for shown in (str(verdict), "".join(parts)):
         assert shown.startswith("teacher hacking")
         assert verdict.reason in shown
-        assert estimate(found.value, found.low, found.high) in shown
+    for name, found in (("hacking", verdict.severity_hacking), ("overfitting", verdict.severity_overfitting)):
+        assert found is not None
+        words = estimate(found.value, found.low, found.high)
+        assert parts[parts.index(f"of it, {name}") + 1] == words
+        assert re.search(rf"of it, {name} +{re.escape(words)}\n", str(verdict))
 
 
 def test_a_verdict_on_too_little_says_what_is_unknown() -> None:
@@ -282,3 +286,18 @@ def test_what_a_notebook_shows_is_accessible(dark: bool, width: int, folder: Pat
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         assert opened.axe() == []
         assert (opened.console_errors, opened.requests) == ([], [])
+
+
+def test_a_run_without_a_truth_has_no_golden(tmp_path: Path) -> None:
+    def forget(summary: dict[str, Any]) -> None:
+        summary["truth"] = None
+        summary["references"] |= {"golden_at_start": None, "d_oracle_teacher": None}
+        for arm in summary["arms"]:
+            arm |= {"golden": None, "severity_hacking_nats": None, "ci95_hacking": [None, None]}
+
+    folder = write_run(tmp_path / "run")
+    edit_json(folder / "summary.json", forget)
+    run = assay.read_run(folder)
+    assert run.truth is None
+    assert run.verdicts[0]["golden_final"] is None
+    assert re.search(r"offline +0 +teacher hacking +unknown +– +– +– +5\.23\n", str(run))

@@ -122,17 +122,21 @@ class Probe:
         self.judges = judges
         self.config = config
         self.seed = seed
-        self.seconds = 0.0
+        self.seconds: float = 0.0
         self._max_response_tokens = max_response_tokens
         self._sampling_batch_size = sampling_batch_size
         proxy = next(s for s in sets if s.metric == "proxy")
-        self.teacher = proxy.walker.model if isinstance(proxy.walker, CachedLogProbs) else proxy.walker
-        self.oracle = next((s.walker for s in sets if s.metric == "golden"), None)
+        self.teacher: LanguageModel | ListingModel | None = (
+            proxy.walker.model if isinstance(proxy.walker, CachedLogProbs) else proxy.walker
+        )
+        self.oracle: LanguageModel | ListingModel | CachedLogProbs | None = next(
+            (s.walker for s in sets if s.metric == "golden"), None
+        )
         self.shared_vocab_size: int | None = None
         self._of_the_teacher = proxy.of_the_walker()
-        self.free_prompts = proxy.prompts[: config.num_monitored]
-        self.has_oracle = any(s.metric == "golden" for s in sets)
-        self.has_references = any(s.metric == "reference_nll" for s in sets)
+        self.free_prompts: Sequence[Prompt] = proxy.prompts[: config.num_monitored]
+        self.has_oracle: bool = any(s.metric == "golden" for s in sets)
+        self.has_references: bool = any(s.metric == "reference_nll" for s in sets)
 
     @classmethod
     def build(

@@ -59,8 +59,8 @@ class Policy:
 
     def __init__(self, arm: ArmConfig) -> None:
         self.arm = arm
-        self.detector = Detector()
-        self.is_alarmed = False
+        self.detector: Detector = Detector()
+        self.is_alarmed: bool = False
         self._taken: list[Action] = []
         self._score_then = 0.0
 

@@ -167,9 +167,9 @@ class Detector:
     """The detector during a run: ``update`` with each evaluation's record, ask for the score or for the diagnosis."""
 
     def __init__(self, calibration: Calibration | None = None) -> None:
-        self.calibration = calibration or shipped()
+        self.calibration: Calibration = calibration or shipped()
         self._records: list[dict[str, float]] = []
-        self.is_flagged = False
+        self.is_flagged: bool = False
         """Whether the score was at or above its threshold at the last update, as in ``diagnose``."""
 
     def update(self, record: Mapping[str, Any]) -> float | None:

@@ -84,9 +84,12 @@ class HackingCallback(TrainerCallback):
         if on_alarm not in ("warn", "stop", "nothing"):
             raise AssayError(f"on_alarm is {on_alarm!r}: choose 'warn', 'stop' or 'nothing'")
         self.probe = probe
-        self.folder = None if folder is None else Path(folder)
-        self.num_evaluations, self.every = num_evaluations, every
-        self.on_alarm, self.mark_checkpoint, self.trainer = on_alarm, mark_checkpoint, trainer
+        self.folder: Path | None = None if folder is None else Path(folder)
+        self.num_evaluations: int = num_evaluations
+        self.every: int | None = every
+        self.on_alarm = on_alarm
+        self.mark_checkpoint: bool = mark_checkpoint
+        self.trainer: Trainer | None = trainer
         self._log: HostLog | None = None
         self._student: PretrainedModel | None = None
         self._steps: frozenset[int] = frozenset()

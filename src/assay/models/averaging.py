@@ -36,7 +36,7 @@ class Learner:
         self._is_adapted = config.lora_rank is not None
         self._is_sharded = config.parallel == "shard" and ranks.num_ranks() > 1
         is_apart = self._is_adapted or self._is_sharded or config.averaging_decay is not None
-        self.model = copy.deepcopy(student) if is_apart else student
+        self.model: PretrainedModel = copy.deepcopy(student) if is_apart else student
         if config.dropout > 0:
             set_dropout(self.model, config.dropout)
         if config.lora_rank is not None:

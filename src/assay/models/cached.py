@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from assay.models.batching import DENSE_VOCABULARY_LIMIT, SCORING_BATCH_SIZE, fo
 from assay.models.language_model import LanguageModel, ListingModel
 from assay.types import Batch, Dense, States, TopK
 
-Kept = dict[str, Tensor]
+Kept: TypeAlias = dict[str, Tensor]
 """What is kept of one sequence, a row for each response token, under the names in ``KEPT``."""
 
-KEPT = {
+KEPT: dict[str, tuple[str, ...]] = {
     "log_probs": ("log_p",),
     "hidden": ("hidden",),
     "top_k": ("token_ids", "log_p", "log_tail"),
@@ -43,6 +43,7 @@ class CachedLogProbs:
     def __init__(self, model: LanguageModel | ListingModel, top_k: int | None = None) -> None:
         self.model = model
         self.kind: Literal["log_probs", "hidden", "top_k"]
+        self.num_listed: int
         if isinstance(model, ListingModel):
             if top_k is not None and top_k > model.num_top:
                 raise AssayError(

@@ -33,7 +33,7 @@ class CausalModel(PretrainedModel):
                 f"model {name!r} ({type(module).__name__}) states no context length: it is not supported; "
                 "set max_position_embeddings in its config.json, or choose another model"
             )
-        self.max_context_tokens = int(module.config.max_position_embeddings)
+        self.max_context_tokens: int = int(module.config.max_position_embeddings)
         self._is_packing = False
         super().__init__(module, name, eos_token_id, vocab_size)
 

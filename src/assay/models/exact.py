@@ -138,7 +138,7 @@ class MarkovChain(_World):
     """
 
     def __init__(self, transitions_VV: ArrayLike | Tensor, eos_token_id: int, name: str = "markov-chain") -> None:
-        self.transitions_VV = _distributions("transitions_VV", transitions_VV)
+        self.transitions_VV: Tensor = _distributions("transitions_VV", transitions_VV)
         rows, columns = self.transitions_VV.shape
         if rows != columns:
             raise AssayError(f"transitions_VV must be square, not {rows} × {columns}")
@@ -219,9 +219,9 @@ class HiddenMarkovModel(_World):
         eos_token_id: int,
         name: str = "hidden-markov-model",
     ) -> None:
-        self.initial_H = _distributions("initial_H", initial_H)
-        self.transitions_HH = _distributions("transitions_HH", transitions_HH)
-        self.emissions_HV = _distributions("emissions_HV", emissions_HV)
+        self.initial_H: Tensor = _distributions("initial_H", initial_H)
+        self.transitions_HH: Tensor = _distributions("transitions_HH", transitions_HH)
+        self.emissions_HV: Tensor = _distributions("emissions_HV", emissions_HV)
         states, vocab_size = self.emissions_HV.shape
         if self.initial_H.shape != (states,) or self.transitions_HH.shape != (states, states):
             raise AssayError(

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from assay.models.pretrained import PretrainedModel
 from assay.models.seq2seq import Seq2SeqModel
 from assay.types import Framing, Writer
 
-GivenModel = PreTrainedModel | LanguageModel | str | Path
+GivenModel: TypeAlias = PreTrainedModel | LanguageModel | str | Path
 """A model in memory, or the name of one to load."""
 
 

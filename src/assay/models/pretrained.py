@@ -82,10 +82,10 @@ class PretrainedModel(ABC):
     ) -> None:
         self.module = module
         self.name = name
-        self.eos_token_id = _one_eos_token_id(module, name, eos_token_id)
+        self.eos_token_id: int = _one_eos_token_id(module, name, eos_token_id)
         self._output_embeddings: Any = module.get_output_embeddings()
         num_rows = int(self._output_embeddings.weight.shape[0])
-        self.vocab_size = num_rows if vocab_size is None else vocab_size
+        self.vocab_size: int = num_rows if vocab_size is None else vocab_size
         if not self.eos_token_id < self.vocab_size <= num_rows:
             raise AssayError(
                 f"model {name!r} predicts {num_rows} tokens and ends responses with token {self.eos_token_id}: it has "

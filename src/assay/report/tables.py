@@ -302,7 +302,7 @@ def numbers(study: Study) -> Table:
                 row |= {f"{key}_{part}": level for part, level in value.items()}
             elif value is None and key == "golden":
                 row |= {f"golden_{part}": None for part in curve.summary["proxy"]}
-            elif key.startswith("ci95"):
+            elif isinstance(value, list) and key.startswith("ci95"):
                 row |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
             else:
                 row[key] = value
