@@ -299,7 +299,7 @@ def test_hooks_start_programs_of_the_environment_alone() -> None:
     assert [repository["repo"] for repository in config["repos"]] == ["local"]
     hooks = config["repos"][0]["hooks"]
     assert {hook["id"] for hook in hooks} >= {"ruff-check", "ruff-format", "types", "spelling", "files", "pins"}
-    development = text("pyproject.toml").split("dev = [")[1].split("]")[0]
+    development = text("pyproject.toml").split("dev = [")[1].split("\n]")[0]
     distributions = {"lint-imports": "import-linter"}
     for hook in hooks:
         program, *arguments = hook["entry"].split()
