@@ -152,7 +152,7 @@ def test_a_sweep_by_the_command_line_is_clean_on_loopback_and_stops_at_ctrl_c(tm
     assert opened
     assert opened <= {"0100007F", "0000000000000000FFFF00000100007F"}, opened
     assert errors.splitlines() == [
-        "1 runs, 0 of them finished before",
+        "assay: 1 runs, 0 of them finished before",
         "assay: stopped; the same command goes on where it was",
     ]
     assert "raylet" not in out
