@@ -157,7 +157,7 @@ def test_a_public_name_that_is_missing_or_mute_is_a_fault(site: Path) -> None:
     assert hook.api_faults(page, []) == []
     (fault,) = hook.api_faults(page.replace('id="assay.judge"', ""), [])
     assert fault == "assay.judge is missing: add `::: assay.judge`"
-    assert hook.api_faults(page, ["assay.cli._fail"]) == ["assay.cli._fail has no docstring"]
+    assert hook.api_faults(page, ["assay.citations._in_latex"]) == ["assay.citations._in_latex has no docstring"]
     assert "assay.divergences.DIVERGENCES has no docstring" not in hook.api_faults(page, ["assay.divergences"])
 
 

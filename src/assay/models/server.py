@@ -80,9 +80,14 @@ class Server:
     def _value(self, response: Any, path: str, advice: str) -> Any:
         status = response.status_code
         if status in (401, 403):
-            told = "refuses the key in" if self._key else "wants a key: put it into"
-            more = "; set another" if self._key else ""
-            raise AssayError(f"the server at {self.url} {told} the environment variable {API_KEY_VARIABLE}{more}")
+            if self._key:
+                raise AssayError(
+                    f"the server at {self.url} refuses the key in the environment variable {API_KEY_VARIABLE}: "
+                    "set another"
+                )
+            raise AssayError(
+                f"the server at {self.url} wants a key: put it into the environment variable {API_KEY_VARIABLE}"
+            )
         if status != 200:
             raise AssayError(
                 f"the server at {self.url} refuses {path} with status {status}: {self._said(response)}"
