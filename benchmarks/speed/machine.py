@@ -50,6 +50,11 @@ class ProductRecorder(TorchDispatchMode):
             self._attention(*args[1:4], backward=True)
         elif packet in flop_registry:
             raise NotImplementedError(f"{packet} multiplies matrices and would not be replayed: record it here")
+        else:  # in inference mode `linear` arrives whole, with its product inside
+            with self:
+                found = func.decompose(*args, **(kwargs or {}))
+            if found is not NotImplemented:
+                return found
         return func(*args, **(kwargs or {}))
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, *, backward: bool) -> None:
