@@ -31,6 +31,7 @@ def test_the_table_of_examples_names_each_of_them() -> None:
     assert all(f'"{name}"' in tested for name in files)
 
 
+@pytest.mark.slow
 def test_a_hundred_lines_distil_with_divergences_alone() -> None:
     text = (EXAMPLES / "distil_in_100_lines.py").read_text()
     assert len(text.splitlines()) <= 100

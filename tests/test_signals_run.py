@@ -77,7 +77,7 @@ def test_arms_from_a_store(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(type(teacher), "log_probs", counted)
     assert records_of(stored, folder) == first
-    assert sum(scored) == 2, "the two prompts that decoding is checked with when the model is loaded"
+    assert sum(scored) == 4, "the two prompts that each of two ways to decode is checked with when the model is loaded"
 
 
 def test_an_arm_whose_signals_are_too_much_for_memory(
