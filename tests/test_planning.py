@@ -94,7 +94,7 @@ def test_finished_small_runs_are_not_run_again_and_the_table_says_the_same(
     assert "3 of them finished before" in shown.err
     assert found["sentence"] in " ".join(shown.out.split())  # a terminal wraps it
     listed = [line.split("│")[1].strip() for line in shown.out.splitlines() if line.startswith("│")]
-    assert listed == [option["name"] for option in found["options"] if option["fits"]]
+    assert listed == ["option", *(option["name"] for option in found["options"] if option["fits"])]
 
 
 def test_nothing_is_run_for_a_dry_run(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
