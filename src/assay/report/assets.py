@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from assay.report.words import visible
 
-CHARTS = ("uPlot.iife.min.js", "charts.js")
+CHARTS = ("uPlot.iife.min.js", "charts.js", "controls.js")
 """What every page with interactive curves needs; after it comes the page's own script."""
 CHART_STYLES = ("uPlot.min.css", "charts.css")
 _FOLDER = Path(__file__).parent / "assets"

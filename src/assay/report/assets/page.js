@@ -22,19 +22,6 @@
     return button;
   }
 
-  function theme() {
-    const button = document.getElementById("theme"), root = document.documentElement;
-    const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-    const show = () => { button.setAttribute("aria-pressed", String(isDark())); shared.redraw(); };
-    button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; show(); });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
-    // Paper is white: what is drawn for the screen's dark would be lost on it.
-    let before;
-    addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; shared.redrawNow(); });
-    addEventListener("afterprint", () => { before ? (root.dataset.theme = before) : delete root.dataset.theme; show(); });
-    show();
-  }
-
   function toggles() {
     const arms = document.getElementById("arms");
     for (const arm of data.arms) {
@@ -71,24 +58,6 @@
       const figure = data.figures[place.dataset.figure];
       if (figure.plane) assayCharts.plane(place, figure.plane, shared);
       for (const panel of figure.panels ?? []) assayCharts.panel(place, panel, shared);
-    }
-  }
-
-  function copying() {
-    const said = document.getElementById("copied");
-    for (const button of document.querySelectorAll("button.copy")) {
-      const text = button.parentElement.querySelector("pre");
-      button.setAttribute("aria-label", `Copy: ${text.textContent}`);
-      button.addEventListener("click", async () => {
-        try {
-          await navigator.clipboard.writeText(text.textContent);
-          button.textContent = "Copied";
-          said.textContent = "Copied.";
-        } catch { // no clipboard here: what is selected can be copied by hand
-          getSelection().selectAllChildren(text);
-          said.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
-        }
-      });
     }
   }
 
@@ -224,6 +193,6 @@
   toggles();
   charts();
   stepper();
-  copying();
-  theme();
+  assayControls.copying();
+  assayControls.theme(() => shared.redrawNow());
 })();

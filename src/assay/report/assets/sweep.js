@@ -7,37 +7,6 @@
   const shared = assayCharts.group(), scatters = [];
   document.querySelectorAll(".scripted").forEach((each) => { each.hidden = false; });
 
-  function theme() {
-    const button = document.getElementById("theme"), root = document.documentElement;
-    const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-    const draw = () => { shared.redrawNow(); scatters.forEach((chart) => chart.redraw(false)); };
-    const show = () => { button.setAttribute("aria-pressed", String(isDark())); draw(); };
-    button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; show(); });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
-    let before;
-    addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; draw(); });
-    addEventListener("afterprint", () => { before ? (root.dataset.theme = before) : delete root.dataset.theme; show(); });
-    show();
-  }
-
-  function copying() {
-    const said = document.getElementById("copied");
-    for (const button of document.querySelectorAll("button.copy")) {
-      const text = button.parentElement.querySelector("pre");
-      button.setAttribute("aria-label", `Copy: ${text.textContent}`);
-      button.addEventListener("click", async () => {
-        try {
-          await navigator.clipboard.writeText(text.textContent);
-          button.textContent = "Copied";
-          said.textContent = "Copied.";
-        } catch { // no clipboard here: what is selected can be copied by hand
-          getSelection().selectAllChildren(text);
-          said.textContent = "Selected: copy it with Ctrl+C or ⌘C.";
-        }
-      });
-    }
-  }
-
   // Of the parts of a page with data-NAME only those of the chosen value are shown.
   function choices() {
     for (const set of document.querySelectorAll("[data-choice]")) {
@@ -114,7 +83,7 @@
   for (const panel of data.cells ?? []) assayCharts.panel(place, panel, shared);
   shared.onChange((what, x) => { if (what === "pick") shared.pin(shared.pinned === x ? null : x); });
   for (const each of document.querySelectorAll("[data-front]")) scatter(each, data.fronts[Number(each.dataset.front)]);
-  copying();
+  assayControls.copying();
   choices();
-  theme();
+  assayControls.theme(() => { shared.redrawNow(); scatters.forEach((chart) => chart.redraw(false)); });
 })();
