@@ -18,20 +18,30 @@ from assay.data.sources import Mixture, ResponseSource
 from assay.training import fit
 
 NUM_PASSES = 4
+MANY_PASSES = 20
+MANY_PASSES_WORLDS = ("V 1k", "V 32k")
+MANY_PASSES_REPETITIONS = 3
 
 
 def rows(repetitions: int, quick: bool) -> Iterator[Row]:
-    """One row for each world."""
-    yield row(measure.define_world().first(16, 8) if quick else measure.define_world(), repetitions)
+    """One row for each world, and those that are trained for many passes once more."""
+    if quick:
+        yield row(measure.define_world().first(16, 8), NUM_PASSES, repetitions)
+        yield row(measure.random_world("V 1k").first(8, 4), NUM_PASSES, repetitions)
+        return
+    define = measure.define_world()
+    yield row(define, NUM_PASSES, repetitions)
     for name in measure.SIZES:
-        if not quick or name == "V 1k":
-            world = measure.random_world(name)
-            yield row(world.first(8, 4) if quick else world, repetitions)
+        yield row(measure.random_world(name), NUM_PASSES, repetitions)
+    repetitions = min(repetitions, MANY_PASSES_REPETITIONS)
+    yield row(define, MANY_PASSES, repetitions)
+    for name in MANY_PASSES_WORLDS:
+        yield row(measure.random_world(name), MANY_PASSES, repetitions)
 
 
-def row(world: World, repetitions: int) -> Row:
+def row(world: World, num_passes: int, repetitions: int) -> Row:
     """Both sides on the same pairs, the same number of times."""
-    num_sequences = NUM_PASSES * len(world.prompts)
+    num_sequences = num_passes * len(world.prompts)
     num_steps = num_sequences // world.batch_size
     (seconds, losses), (their_seconds, theirs) = measure.alternate(
         repetitions,
@@ -45,7 +55,8 @@ def row(world: World, repetitions: int) -> Row:
         "loss": float(median(losses)),
         "gkd_loss": float(median([trained.loss for trained in theirs])),
     }
-    return Row(world.name, figures, {"speed_over_gkd": their_seconds / seconds}, {"speed_over_gkd": "≥ 4"})
+    name = world.name if num_passes == NUM_PASSES else f"{world.name}, {num_passes} passes"
+    return Row(name, figures, {"speed_over_gkd": their_seconds / seconds}, {"speed_over_gkd": "≥ 4"})
 
 
 def prepared(world: World, num_steps: int) -> Callable[[], float]:
