@@ -20,10 +20,13 @@ import pytest
 
 from assay import get_recipe, run_experiment, runs
 from assay.config import Experiment, TaskConfig, to_dict
+from assay.config_file import load
 from assay.data.tasks import corpus_rows, get_task
 from assay.errors import AssayError
-from assay.report.tables import read_run
+from assay.report.next_steps import next_steps
+from assay.report.tables import read_run, read_study
 from assay.types import Progress
+from pasted import understand
 
 ARMS = ["offline", "online_teacher", "online_student"]
 
@@ -188,6 +191,22 @@ def test_the_last_and_the_best_student_are_ordinary_checkpoints(run: Path) -> No
         best, last = (load_model(str(run / "arms" / arm / name)) for name in ("best", "student"))
         record = next(a for a in summary_of(run)["arms"] if a["source"] == arm)
         assert (best.digest == last.digest) == (record["golden"]["best_step"] == 12)
+
+
+def test_the_manifest_is_the_config_of_its_run_and_what_the_page_says_to_paste_is_understood(run: Path) -> None:
+    assert load(run / "manifest.json") == small()
+    study, pasted = read_study([run]), set()
+    for verdict in ("healthy", "undecided", "teacher_hacking"):
+        for curve in study.curves:
+            assert curve.summary is not None
+            curve.summary["verdict"] = verdict
+        pasted |= {step.paste for step in next_steps(study)}
+    assert len(pasted) >= 5
+    for paste in pasted:
+        if paste.startswith("assay"):
+            understand(paste, run.parent)
+        else:
+            assert (run / paste).is_dir()
 
 
 def test_a_finished_run_answers_at_once_and_touches_nothing(run: Path) -> None:

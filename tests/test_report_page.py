@@ -199,8 +199,8 @@ def test_what_to_do_next_begins_with_the_student_closest_to_the_truth(run: Path,
     steps = next_steps(study)
     assert steps[0].title == "Take the student of online teacher"
     assert steps[0].paste == "arms/online_teacher/student"
-    assert steps[1].paste == "assay quickstart --policy auto --out run-auto"
-    again = "assay quickstart --seed 1 --out run-seed1 && assay report run run-seed1 --out run-both-seeds"
+    assert steps[1].paste == "assay run run/manifest.json --policy auto --out run-auto"
+    again = "assay run run/manifest.json --seed 1 --out run-seed1 && assay report run run-seed1 --out run-seeds"
     assert steps[2].paste == again
     assert len(steps) == 4
 
@@ -223,7 +223,7 @@ def test_what_to_do_next_depends_on_what_happened(run: Path, tmp_path: Path) -> 
     undecided = edited(run, "summary.json", verdicts("undecided"), tmp_path / "undecided")
     undecided.runs[0].manifest["config"]["probe"] = {"num_prompts": 48}
     more = next(step for step in next_steps(undecided) if step.title == "Measure on more prompts")
-    assert more.paste == "assay quickstart --probe.num-prompts 96 --out undecided-more-prompts"
+    assert more.paste == "assay run undecided/manifest.json --probe.num-prompts 96 --out undecided-more-prompts"
 
     policy = edited(
         run, "manifest.json", lambda value: value["config"]["arms"][0].update(policy="stop"), tmp_path / "p"
@@ -232,7 +232,7 @@ def test_what_to_do_next_depends_on_what_happened(run: Path, tmp_path: Path) -> 
     own = edited(run, "manifest.json", lambda value: value.update(recipe="lab"), tmp_path / "own world")
     steps = next_steps(own)
     assert "Do it with your own models" not in titles(steps)
-    assert steps[1].paste == "assay run config.json --policy auto --out 'own world-auto'"
+    assert steps[1].paste == "assay run 'own world/manifest.json' --policy auto --out 'own world-auto'"
 
 
 def test_bars_add_up_and_busy_shares_are_those_of_the_stages(run: Path, tmp_path: Path) -> None:

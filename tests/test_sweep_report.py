@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import itertools
 import json
 import re
@@ -23,6 +24,7 @@ from assay.pareto import front_of
 from assay.sweep_cells import cells_of
 from assay.sweep_report import refuse_unlike, write_sweep
 from browser import open_page
+from pasted import understand
 from test_comparison import set_config, write_run
 
 STEPS = "distillation.training.num_steps"
@@ -56,6 +58,12 @@ def outcomes(folder: Path, seeds: list[int]) -> Outcomes:
     return Outcomes(
         {("quickstart", s, f"num_steps = {steps}"): folder / f"{steps}-{s}" for s in seeds for steps in (3, 5)}
     )
+
+
+def commands_in(page: str) -> list[str]:
+    """What the page says to paste into a shell."""
+    found = [html.unescape(text) for text in re.findall(r'<div class="paste"><pre>(.*?)</pre>', page, re.S)]
+    return [paste for paste in found if paste.startswith("assay")]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -138,6 +146,8 @@ def test_the_page_links_every_run_and_repeats_itself_to_the_byte(made: tuple[Pat
     assert all((page / link).resolve().exists() for link in links)
     assert "winner's curse" in text.replace("&#39;", "'")
     assert "assay sweep quickstart --axes distillation.training.num_steps=3,5 --seeds 9 10 11" in text
+    for paste in commands_in(text):
+        understand(paste, folder)
     before = {path: path.read_bytes() for path in page.rglob("*") if path.is_file()}
     write_sweep(page, outcomes(folder, [7, 8]), "quickstart", COMMAND, AXES)
     assert {path: path.read_bytes() for path in before} == before
@@ -170,6 +180,33 @@ def test_the_page_of_a_sweep_works_in_a_browser(made: tuple[Path, Path], width: 
         assert "tokens" in page.locator(".cost:visible .pointed").inner_text()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert (opened.console_errors, opened.requests, opened.axe()) == ([], [], [])
+
+
+def test_without_scripts_a_sweeps_maps_and_figures_are_there_and_no_dead_control(made: tuple[Path, Path]) -> None:
+    with open_page(made[1] / "report.html") as opened:
+        browser = opened.page.context.browser
+        assert browser is not None
+        context = browser.new_context(java_script_enabled=False, offline=True)
+        plain = context.new_page()
+        plain.goto((made[1] / "report.html").as_uri())
+        assert plain.locator(".map:visible").count() == 4
+        assert plain.locator(".cost:visible").count() == 2
+        assert [each.is_visible() for each in plain.locator("figure .static svg").all()] == [True, True]
+        for control in ("button", "input", ".scripted"):
+            assert not any(each.is_visible() for each in plain.locator(control).all())
+        context.close()
+
+
+def test_every_map_is_a_picture_with_the_numbers_of_its_table(made: tuple[Path, Path]) -> None:
+    cells = cells_of(outcomes(made[0], [7, 8]))
+    for found in maps(cells, AXES):
+        svg = (made[1] / "figures" / f"map-{found['metric']}.svg").read_text()
+        assert (made[1] / "figures" / f"map-{found['metric']}.png").read_bytes().startswith(b"\x89PNG")
+        for table in found["tables"]:
+            for box in (box for row in table["rows"].values() for box in row.values()):
+                assert f">{box['bounds']}<" in svg
+                assert f"fill: {box['background']}" in svg
+                assert f">{box['text']}{'  lowest' if box['lowest'] else ''}<" in svg
 
 
 def compared(tmp_path: Path, seeds: tuple[int, ...]) -> list[Path]:
@@ -213,6 +250,8 @@ def test_one_seed_is_compared_over_prompts_and_advised_more(tmp_path: Path) -> N
     assert "Add seeds" in text
     assert "Over seeds" not in text
     assert "prompts</small>" in text
+    for paste in commands_in(text):
+        understand(paste, tmp_path)
 
 
 def test_half_a_run_has_no_link(made: tuple[Path, Path], tmp_path: Path) -> None:

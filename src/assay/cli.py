@@ -62,7 +62,7 @@ def run(
     """Run a recipe or a config file (YAML or JSON), with any field overridden: `assay run RECIPE --help` lists them.
 
     Args:
-        recipe: A name from `assay recipes`, or the path of a config file.
+        recipe: A name from `assay recipes`, the path of a config file, or of a run's manifest.json: that run again.
         overrides: Such as --seed 3 --distillation.num-prompts 600 --out FOLDER.
     """
     default = load(Path(recipe)) if is_config_file(recipe) else get_recipe(recipe)
@@ -135,24 +135,30 @@ def _in_company(given: Sequence[str]) -> Iterator[None]:
 
 
 def _dispatch(given: Sequence[str]) -> None:
+    call = call_of(given)
+    with call.keywords.get("output", NORMAL).hushed():
+        call()
+
+
+def call_of(given: Sequence[str]) -> functools.partial[Any]:
+    """What the words ask for, ready to be called; nothing but a config file was read.
+
+    Raises AssayError for words that say nothing, and SystemExit where they ask for help, which is then printed.
+    """
     given = flags_last(given)
     name, words = (given[0], given[1:]) if given else ("", [])
     if name == "run":
         words = flags_last(words)
     commands = _commands()
     if name == "run" and words and not words[0].startswith("-"):
-        call = _of_recipe(words[0], words[1:])  # the flags depend on the recipe
-    elif name in ("distill", "lab"):
-        call = _of_own(commands[name], f"assay {name}", words)
-    elif name in commands:
-        call = parse(later(commands[name]), f"assay {name}", words)
-    elif name and not name.startswith("-"):
+        return _of_recipe(words[0], words[1:])  # the flags depend on the recipe
+    if name in ("distill", "lab"):
+        return _of_own(commands[name], f"assay {name}", words)
+    if name in commands:
+        return parse(later(commands[name]), f"assay {name}", words)
+    if name and not name.startswith("-"):
         raise unknown_name("command", name, commands)
-    else:
-        overview(commands, "assay", given, _DESCRIPTION)
-        return
-    with call.keywords.get("output", NORMAL).hushed():
-        call()
+    return functools.partial(overview, commands, "assay", given or ["--help"], _DESCRIPTION)
 
 
 def _commands() -> dict[str, Callable[..., Any]]:

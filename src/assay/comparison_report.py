@@ -219,18 +219,23 @@ def _scatter(comparison: Comparison, points: list[Row]) -> Row:
 
 def _next_steps(comparison: Comparison, labels: dict[str, str]) -> list[Row]:
     best = min(comparison.rows, key=lambda row: row.golden_final)
-    seeds = sorted({row.seed for row in comparison.rows})
+    seed = max(row.seed for row in comparison.rows) + 1
+    folders = [Path(folder).name for folder in comparison.folders.values()]
     steps = []
     if not comparison.over_seeds:
         steps.append(
             {
                 "title": "Add seeds",
                 "why": "These intervals are over prompts, for these students. Give runs of the same experiment with "
-                "other seeds, and the page says how a new seed is likely to end. From the run's folder:",
-                "paste": f"assay run config.json --seed {max(seeds) + 1}",
+                "other seeds, and the page says how a new seed is likely to end. From the folder with the runs:",
+                "paste": " && ".join(
+                    shlex.join(
+                        ["assay", "run", f"{name}/manifest.json", "--seed", str(seed), "--out", f"{name}-{seed}"]
+                    )
+                    for name in folders
+                ),
             }
         )
-    folders = [Path(folder).name for folder in comparison.folders.values()]
     steps.append(
         {
             "title": "See how they came there",

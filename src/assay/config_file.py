@@ -15,11 +15,13 @@ from assay.config import Experiment
 from assay.errors import AssayError, unknown_name
 from assay.file_kinds import refuse_stand_in
 
+_MANIFEST = "assay.manifest/"
+
 
 def load(path: Path) -> Experiment:
     """An Experiment from a YAML or JSON file; unknown fields and wrong types are refused by name.
 
-    A file without ``recipe`` is a recipe of its own, named after the file.
+    A file without ``recipe`` is a recipe of its own, named after the file. The manifest.json of a run is its config.
     """
     import yaml
 
@@ -63,6 +65,10 @@ def load(path: Path) -> Experiment:
         ) from error
     if not isinstance(values, dict):
         raise AssayError(f"config {str(path)!r} must hold fields and values, such as 'seed: 1'")
+    if str(values.get("schema", "")).startswith(_MANIFEST):
+        values = values.get("config")
+        if not isinstance(values, dict):
+            raise AssayError(f"the manifest {str(path)!r} holds no config: give another run's, or a recipe")
     return from_dict({"recipe": path.stem, **values})
 
 

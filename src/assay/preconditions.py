@@ -64,7 +64,9 @@ def check_models(experiment: Experiment, folder: Path, report: Report) -> dict[s
     }
     if experiment.task.chat_template:
         digests["chat_template"] = str(chat_template_digest(work.tokenizer))
-    return digests | _check_judges(work, first)
+    digests |= _check_judges(work, first)
+    report(Progress("loading models", 1, 1))
+    return digests
 
 
 def check_temperature(experiment: Experiment, teacher: Teacher) -> None:

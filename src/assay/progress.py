@@ -132,6 +132,8 @@ def _plain_lines() -> Callable[[types.Progress], None]:
     def listen(progress: types.Progress) -> None:
         now = time.monotonic()
         first, last = progress.stage not in said, progress.step == progress.num_steps
+        if progress.num_steps == 1 and not first:
+            return  # that such a stage has begun says enough
         if first or last or now - said[progress.stage] >= SECONDS_BETWEEN_LINES:
             said[progress.stage] = now
             place = f"{progress.stage}: {progress.step}/{progress.num_steps}"

@@ -56,9 +56,11 @@ def write_oracle_responses(experiment: Experiment, folder: Path, shard: int, num
     oracle = work.tuned("oracle")
     prompts = work.prompts("oracle", experiment.stage_one.num_oracle_prompts)[shard::num_shards]
     responses: list[Response] = []
+    stage = f"oracle responses {shard + 1}/{num_shards}"
     for start in range(0, len(prompts), 512):
-        report(Progress(f"oracle responses {shard + 1}/{num_shards}", start, len(prompts)))
+        report(Progress(stage, start, len(prompts)))
         responses += _answer(work, oracle, "oracle", prompts[start : start + 512], "stage_one")
+    report(Progress(stage, len(prompts), len(prompts)))
     if shard == 0:
         _write_held_out(work, oracle, "oracle")
         _write_references(work)
@@ -73,10 +75,12 @@ def answer_held_out(experiment: Experiment, folder: Path, role: Writer, report: 
     work = Workspace(experiment, folder)
     model = work.tuned(role) if role in experiment.models.names else None
     if not (work.stage_one / f"held_out-{role}.parquet").exists():
-        report(Progress(f"held-out responses of the {role}", 0, 1))
+        stage = f"held-out responses of the {role}"
+        report(Progress(stage, 0, 1))
         if role == "student":
             _write_references(work)
         _write_held_out(work, model, role)
+        report(Progress(stage, 1, 1))
     return model.digest if model is not None else corpus_digest(work.text.corpus)
 
 

@@ -1,12 +1,14 @@
-"""The figures of a sweep for papers, and for readers without scripts: its cells' curves, and its Pareto front."""
+"""The figures of a sweep for papers, and for readers without scripts: its maps, its cells' curves, its Pareto front."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from assay.pareto import Point
 from assay.report.style import ARM_COLOURS, StartAxis
@@ -47,6 +49,35 @@ def draw_cells(cells: Sequence[Cell]) -> Figure:
     for axes, _ in panels[::_COLUMNS]:
         axes.set_ylabel("nats per sequence")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+def draw_map(found: Mapping[str, Any]) -> Figure:
+    """One of ``heat_map.maps``: its tables below each other, every box in its colour with mean and interval."""
+    tables = found["tables"]
+    widest = max(len(table["columns"]) for table in tables)
+    heights = [len(table["rows"]) + 1.5 for table in tables]
+    figure = Figure(figsize=(max(1.15 * widest + 2.2, 3.5), 0.42 * sum(heights) + 0.4), layout="constrained")
+    grid = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
+    figure.suptitle(f"{found['name']}, nats per sequence", fontsize=10)
+    for (axes,), table in zip(grid, tables, strict=True):
+        axes.set(xlim=(0, widest), ylim=(len(table["rows"]), 0), ylabel=table["down"], title=table["title"])
+        axes.set_xlabel(table["across"], labelpad=4)
+        axes.set_xticks(np.arange(len(table["columns"])) + 0.5, table["columns"])
+        axes.set_yticks(np.arange(len(table["rows"])) + 0.5, list(table["rows"]))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
+        for y, row in enumerate(table["rows"].values()):
+            for x, column in enumerate(table["columns"]):
+                box = row.get(column)
+                if box is None or not box["background"]:
+                    axes.text(x + 0.5, y + 0.5, "–", ha="center", va="center")
+                    continue
+                axes.add_patch(Rectangle((x, y), 1, 1, facecolor=box["background"], edgecolor="white", lw=1.5))
+                mark = "  lowest" if box["lowest"] else ""
+                text = f"{box['text']}{mark}\n{box['bounds']}".rstrip()
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=box["ink"], fontsize=7.5)
     return figure
 
 

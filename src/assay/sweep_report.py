@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from assay import runs
 from assay.errors import AssayError
 from assay.findings import Outcomes
@@ -21,7 +23,7 @@ from assay.report.tables import to_csv
 from assay.report.words import brackets, nats, readable, visible
 from assay.study_report import contrast_rows, mean_rows, run_rows
 from assay.sweep_cells import Cell, cell_rows, cells_of, interval_is_over
-from assay.sweep_figures import draw_cells, draw_front
+from assay.sweep_figures import draw_cells, draw_front, draw_map
 
 SWEEP_PAGE = Assets((*CHARTS, "sweep.js"), (*CHART_STYLES, "page.css", "sweep.css"))
 MOST_PANELS = 60
@@ -53,17 +55,11 @@ def write_sweep(
     points = {(world, kind): points_of([cell for cell in cells if cell.world == world], kind)
               for world in outcomes.worlds for kind in kinds}  # fmt: skip
     fronts = {key: front(found) for key, found in points.items()}
-    files: dict[str, str | bytes] = {"runs.csv": to_csv(run_rows(outcomes)), "cells.csv": to_csv(cell_rows(cells))}
+    found_maps = maps(cells, axes)
+    pictures, files = _drawn(cells, found_maps, points, fronts)
+    files |= {"runs.csv": to_csv(run_rows(outcomes)), "cells.csv": to_csv(cell_rows(cells))}
     if fronts:
         files["front.csv"] = to_csv(_front_rows(fronts))
-    with in_style():
-        drawn = {"cells": draw_cells(cells[:MOST_PANELS])}
-        if fronts:
-            drawn["front"] = draw_front(points, fronts)
-        pictures = {name: to_svg(figure) for name, figure in drawn.items()}
-        files |= {f"figures/{name}.svg": svg for name, svg in pictures.items()}
-        files |= {f"figures/{name}.png": to_png(figure) for name, figure in drawn.items()}
-    found_maps = maps(cells, axes)
     best = _best(cells)
     files["report.html"] = fill(
         "sweep.html.j2",
@@ -82,7 +78,7 @@ def write_sweep(
         picture=inline(picture) if picture else None,
         next_steps=_next_steps(outcomes, best, command, study),
         maps=found_maps,
-        pictures={name: inline(svg) for name, svg in pictures.items()},
+        pictures=pictures,
         num_left_out=max(len(cells) - MOST_PANELS, 0),
         fronts=_front_tables(fronts),
         tokens=_TOKENS,
@@ -96,6 +92,25 @@ def write_sweep(
     for path, content in files.items():
         runs.write_bytes(out / path, content.encode("utf-8") if isinstance(content, str) else content)
     return out / "report.html"
+
+
+def _drawn(
+    cells: Sequence[Cell],
+    found_maps: Sequence[Row],
+    points: Mapping[tuple[str, str], list[Point]],
+    fronts: Mapping[tuple[str, str], list[Point]],
+) -> tuple[dict[str, Markup], dict[str, str | bytes]]:
+    """What readers without scripts see in the page, by name; and all figures as SVG and PNG, by path."""
+    with in_style():
+        drawn = {"cells": draw_cells(cells[:MOST_PANELS])}
+        if fronts:
+            drawn["front"] = draw_front(points, fronts)
+        shown = list(drawn)
+        drawn |= {f"map-{found['metric']}": draw_map(found) for found in found_maps}
+        svgs = {name: to_svg(figure) for name, figure in drawn.items()}
+        files: dict[str, str | bytes] = {f"figures/{name}.svg": svg for name, svg in svgs.items()}
+        files |= {f"figures/{name}.png": to_png(figure) for name, figure in drawn.items()}
+    return {name: inline(svgs[name]) for name in shown}, files
 
 
 def refuse_unlike(o: Outcomes) -> None:

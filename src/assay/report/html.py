@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from assay.report.assets import CHART_STYLES, CHARTS, Assets, embed
 from assay.report.evidence import checks_table, detector_row, examine, law_panels
 from assay.report.figures import FIGURES, draw, slot
 from assay.report.files import Row
-from assay.report.next_steps import next_steps, recipe
+from assay.report.next_steps import next_steps, of_own_files, run_again
 from assay.report.page_data import page_data
 from assay.report.responses import one_of_each_experiment, responses_by_step, samples
 from assay.report.schedule import time_bars, time_sentence
@@ -30,7 +31,7 @@ from assay.report.style import PALETTE
 from assay.report.tables import Run, Study, numbers, read_study, to_csv
 from assay.report.words import comparison, deed, duration, interval, meaning, nats, proxy, readable, visible
 
-PAGE = Assets((*CHARTS, "page.js"), (*CHART_STYLES, "page.css"))
+PAGE = Assets((*CHARTS, "plane.js", "page.js"), (*CHART_STYLES, "page.css"))
 
 _ICONS = {
     "teacher_hacking": "✗",
@@ -106,6 +107,7 @@ def render(study: Study, pictures: list[Row]) -> str:
         truth=study.truth,
         proxy_is=study.proxy_is,
         next_steps=next_steps(study),
+        of_own_files=of_own_files(first.manifest),
         pictures=pictures,
         samples=[block for run in one_of_each_experiment(study) for block in samples(study, run)],
         tiny=_are_embedded(first),
@@ -301,13 +303,8 @@ def provenance(run: Run) -> Row:
             "hardware": manifest["hardware"],
         },
         "config": json.dumps(manifest["config"], indent=2, ensure_ascii=False),
-        "command": recipe_command(manifest),
+        "command": f"{run_again(run)} --out {shlex.quote(run.directory.name + '-again')}",
     }
-
-
-def recipe_command(manifest: Row) -> str:
-    """The shell command that runs the same recipe with the same seed, as far as no field was overridden."""
-    return f"{recipe(manifest)} --seed {manifest['seed']}"
 
 
 def _refuse_what_is_in_the_way(files: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from assay.report.tables import Curve, Run, Study
 from assay.report.words import nats, readable
 
 _OWN = ("distill", "lab")
-"""Recipes that need a user's files: only their config can repeat them."""
+"""Recipes of a user's own models and prompts."""
 _BAD = ("teacher_hacking", "overfitting", "hacking_suspected")
 
 
@@ -26,7 +27,7 @@ class NextStep:
 def next_steps(study: Study) -> list[NextStep]:
     """At most four, the most useful first. Commands are for the folder in which the run's folder is."""
     first = study.runs[0]
-    again, verdicts = recipe(first.manifest), {c.summary["verdict"] for c in study.curves if c.summary}
+    again, verdicts = run_again(first), {c.summary["verdict"] for c in study.curves if c.summary}
     bad = [curve for curve in study.curves if curve.summary and curve.summary["verdict"] in _BAD]
     steps = [_student_to_take(study)]
     if bad and not any(_has_policy(curve) for curve in bad):
@@ -66,10 +67,10 @@ def next_steps(study: Study) -> list[NextStep]:
                 "See whether it holds for another seed",
                 "The intervals are over prompts, for these students. How far seeds differ, only another one can tell.",
                 f"{again} --seed {seed} --out {other} && "
-                f"assay report {shlex.quote(first.directory.name)} {other} --out {_beside(first, 'both-seeds')}",
+                f"assay report {shlex.quote(first.directory.name)} {other} --out {_beside(first, 'seeds')}",
             )
         )
-    if first.manifest["recipe"] not in _OWN:
+    if not of_own_files(first.manifest):
         steps.append(
             NextStep(
                 "Do it with your own models",
@@ -81,12 +82,14 @@ def next_steps(study: Study) -> list[NextStep]:
     return steps[:4]
 
 
-def recipe(manifest: Row) -> str:
-    """The command that runs the same recipe again, without its seed."""
-    name = manifest["recipe"]
-    if name in _OWN:
-        return "assay run config.json"
-    return "assay quickstart" if name == "quickstart" else shlex.join(["assay", "run", name])
+def run_again(run: Run) -> str:
+    """The command that runs the same config again, whatever was overridden in it; in its own folder it is finished."""
+    return shlex.join(["assay", "run", f"{run.directory.name}/manifest.json"])
+
+
+def of_own_files(manifest: Row) -> bool:
+    """Whether the config names models and prompts of the user's, by paths that may be relative."""
+    return manifest["recipe"] in _OWN
 
 
 def _student_to_take(study: Study) -> NextStep:
@@ -122,4 +125,5 @@ def _has_policy(curve: Curve) -> bool:
 
 
 def _beside(run: Run, suffix: str) -> str:
-    return shlex.quote(f"{run.directory.name}-{suffix}")
+    name = run.directory.name
+    return shlex.quote(f"{re.sub('-seed[0-9]+$', '', name) if suffix.startswith('seed') else name}-{suffix}")
