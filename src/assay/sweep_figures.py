@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from assay.pareto import Point
 from assay.report.style import ARM_COLOURS, StartAxis
 from assay.report.words import readable
-from assay.sweep_cells import Cell
+from assay.sweep_cells import Cell, interval_is_over
 
 _COLUMNS = 3
 
@@ -52,14 +52,15 @@ def draw_cells(cells: Sequence[Cell]) -> Figure:
     return figure
 
 
-def draw_map(found: Mapping[str, Any]) -> Figure:
-    """One of ``heat_map.maps``: its tables below each other, every box in its colour with mean and interval."""
+def draw_map(found: Mapping[str, Any], num_seeds: int) -> Figure:
+    """One of ``heat_map.maps``: its tables below each other, every box in its colour with mean and 95 % interval."""
     tables = found["tables"]
     widest = max(len(table["columns"]) for table in tables)
     heights = [len(table["rows"]) + 1.5 for table in tables]
-    figure = Figure(figsize=(max(1.15 * widest + 2.2, 3.5), 0.42 * sum(heights) + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(1.15 * widest + 2.2, 3.5), 0.42 * sum(heights) + 0.6), layout="constrained")
     grid = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)
-    figure.suptitle(f"{found['name']}, nats per sequence", fontsize=10)
+    over = f"{num_seeds} seeds" if interval_is_over(num_seeds) == "seeds" else "prompts, one seed"
+    figure.suptitle(f"{found['name']}, nats per sequence\n95 % intervals over {over}", fontsize=9)
     for (axes,), table in zip(grid, tables, strict=True):
         axes.set(xlim=(0, widest), ylim=(len(table["rows"]), 0), ylabel=table["down"], title=table["title"])
         axes.set_xlabel(table["across"], labelpad=4)

@@ -106,7 +106,7 @@ def _drawn(
         if fronts:
             drawn["front"] = draw_front(points, fronts)
         shown = list(drawn)
-        drawn |= {f"map-{found['metric']}": draw_map(found) for found in found_maps}
+        drawn |= {f"map-{found['metric']}": draw_map(found, len(cells[0].seeds)) for found in found_maps}
         svgs = {name: to_svg(figure) for name, figure in drawn.items()}
         files: dict[str, str | bytes] = {f"figures/{name}.svg": svg for name, svg in svgs.items()}
         files |= {f"figures/{name}.png": to_png(figure) for name, figure in drawn.items()}

@@ -43,8 +43,8 @@ const assayCharts = (() => {
     return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
   }
 
-  // The label of a tick; hundreds of thousands and more are cut short (200K, 1.5M), or neighbours would touch.
-  const plain = (value) => Number(value.toPrecision(6)).toLocaleString("en-US", Math.abs(value) >= 1e5
+  // The label of a tick; tens of thousands and more are cut short (20K, 1.5M), or neighbours would touch.
+  const plain = (value) => Number(value.toPrecision(6)).toLocaleString("en-US", Math.abs(value) >= 1e4
     ? { notation: "compact", maximumFractionDigits: 3 } : { maximumFractionDigits: 10 }).replace("-", "−");
 
   // 1, 2 and 5 of every decade between two values while that is few; then fewer, down to powers of ten.
