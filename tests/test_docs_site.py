@@ -200,6 +200,12 @@ def test_pages_are_accessible(site: Path, page: str, dark: bool) -> None:
         assert [fault for fault in opened.axe() if not fault.startswith("landmark-unique")] == []
 
 
+def test_every_column_of_a_table_has_a_name(site: Path) -> None:
+    pages = list(site.glob("*.html"))
+    assert len(pages) > 25
+    assert [page.name for page in pages if re.search(r"<th[^>]*>\s*</th>", page.read_text(encoding="utf-8"))] == []
+
+
 def test_the_search_works_from_a_file(site: Path) -> None:
     with open_page(site / "index.html", width=1300) as opened:
         opened.page.fill("[data-md-component=search-query]", "references")
