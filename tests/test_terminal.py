@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -344,3 +345,27 @@ def test_other_shells_get_a_script_with_the_recipes(shell: str, tmp_path: Path) 
     code = "\n".join(lines[first:last])
     exec(re.sub(r"\\(.)", r"\1", code) if shell == "fish" else code, values)  # fish holds it in double quotes
     assert set(values["COMPLETION_SPEC"]["subcommands"]["run"]["subcommands"]) == set(RECIPES)
+
+
+def test_zsh_completes_by_eval_and_by_a_file(tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh on this machine")
+    (tmp_path / "_assay").write_text(assay_here("completion", "zsh", folder=tmp_path).stdout)
+    begin = "autoload -U compinit; compinit -u -d dump"
+    for lines, function in (
+        ([begin, 'eval "$(cat _assay)"'], "_tyro_assay"),
+        ([f"fpath=({tmp_path} $fpath)", begin], "_assay"),
+    ):
+        code = "\n".join([*lines, "print ${_comps[assay]}"])
+        found = subprocess.run(["zsh", "-f", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert (found.stdout.strip(), found.stderr) == (function, "")
+
+
+def test_fish_completes(tmp_path: Path) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("no fish on this machine")
+    (tmp_path / "assay.fish").write_text(assay_here("completion", "fish", folder=tmp_path).stdout)
+    code = 'source assay.fish; complete -C "assay run rand"; complete -C "assay quickstart --se"'
+    home = os.environ | {"HOME": str(tmp_path)}
+    found = subprocess.run(["fish", "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=home)
+    assert [line.split()[0] for line in found.stdout.splitlines()] == ["random_student", "--seed"]

@@ -75,7 +75,8 @@ def completion(shell: Positional[Shell]) -> None:
 
     Args:
         shell: Bash keeps such scripts in ~/.local/share/bash-completion/completions/assay, fish in
-            ~/.config/fish/completions/assay.fish, zsh as _assay in a folder of $fpath.
+            ~/.config/fish/completions/assay.fish (or: assay completion fish | source), zsh as _assay in a folder of
+            $fpath (eval works after compinit).
     """
     print(script(shell, _commands() | {"run": Wanted}))
 

@@ -42,6 +42,15 @@ _assay() {
 }
 complete -o bashdefault -o default -F _assay assay
 """
+_ZSH_CALL = '_tyro_assay "$@"'
+_ZSH = """
+# As a file _assay in $fpath this text is the function that completes; read by eval it tells zsh of one.
+if [[ ${funcstack[1]-} == _assay ]]; then
+  _tyro_assay "$@"
+else
+  compdef _tyro_assay assay
+fi
+"""
 
 
 def script(shell: Shell, commands: Mapping[str, Callable[..., Any]]) -> str:
@@ -55,12 +64,15 @@ def script(shell: Shell, commands: Mapping[str, Callable[..., Any]]) -> str:
         tyro.extras.subcommand_cli_from_dict(dict(commands), prog="assay", args=arguments)
     lines = written.getvalue().splitlines()
     places = [place for place, line in enumerate(lines) if line.startswith(_SPEC)]
-    if len(places) != 1:
+    calls = [place for place, line in enumerate(lines) if line == _ZSH_CALL]
+    if len(places) != 1 or len(calls) != (shell == "zsh"):
         raise AssayError(
             f"tyro {tyro.__version__} writes no script for {shell} that names can be added to: install tyro 1.0.17"
         )
+    for place in calls:
+        del lines[place]
     lines.insert(places[0] + 1, _MORE.format(own=_OWN, names=_names()))
-    return "\n".join(lines) + (_BASH if shell == "bash" else "")
+    return "\n".join(lines) + {"bash": _BASH, "zsh": _ZSH, "fish": ""}[shell]
 
 
 def _names() -> dict[str, list[str]]:
