@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import pytest
 import torch
 
 import assay
-from assay.cli import main
+from assay.cli import call_of, main
 from assay.config_file import load
+from assay.errors import AssayError
 from assay.validation import validate
 from browser import open_page
 from scripts import loaded
@@ -245,6 +248,26 @@ def test_commands_of_the_pages_are_commands(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     known = set(re.findall(r"[a-z-]+", capsys.readouterr().out))
     assert named <= known
+
+
+def test_every_command_that_stands_alone_can_be_read() -> None:
+    """With its flags and values, as the program reads them; files that it names need not be there."""
+    checked, refused = 0, []
+    for page in (ROOT / "README.md", *DOCS.glob("*.md"), ROOT / "examples/README.md"):
+        for block in FENCED.findall(page.read_text(encoding="utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not re.match(r"assay [a-z-]", line.strip()):
+                    continue
+                checked += 1
+                words = shlex.split(line.split(" > ")[0], comments=True)[1:]
+                try:
+                    with contextlib.suppress(SystemExit):  # --help
+                        call_of(words)
+                except AssayError as error:
+                    if "cannot read config" not in str(error):
+                        refused.append(f"{page.name}: {line}: {error}")
+    assert refused == []
+    assert checked > 60
 
 
 def test_links_of_plain_files_lead_to_files() -> None:
