@@ -178,6 +178,7 @@ def test_a_model_writes_what_it_would_sample(tmp_path: Path) -> None:
     assert list(alone) == list(texts[2:])
 
 
+@pytest.mark.slow
 def test_killed_and_begun_again_the_files_are_the_same(tmp_path: Path) -> None:
     prompts = prompts_file(tmp_path / "prompts.jsonl", 400)
     flags = [
