@@ -51,6 +51,14 @@ def test_a_yaml_file_may_give_a_part(tmp_path: Path) -> None:
     assert experiment.recipe == "mine"
 
 
+@pytest.mark.parametrize("config", [None, [], "quickstart"])
+def test_a_manifest_without_a_config_is_refused(config: object, tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"schema": "assay.manifest/1", "config": config}))
+    with pytest.raises(AssayError, match="holds no config"):
+        load(path)
+
+
 def test_hash_depends_on_every_level() -> None:
     base = Experiment()
     task = dataclasses.replace(base.task, max_prompt_tokens=17)

@@ -22,6 +22,7 @@ from assay.findings import Outcomes
 from assay.heat_map import contrast, maps, scale_of, text_colour
 from assay.pareto import front_of
 from assay.sweep_cells import cells_of
+from assay.sweep_figures import can_draw_map
 from assay.sweep_report import refuse_unlike, write_sweep
 from browser import open_page
 from pasted import understand
@@ -207,6 +208,14 @@ def test_every_map_is_a_picture_with_the_numbers_of_its_table(made: tuple[Path, 
                 assert f">{box['bounds']}<" in svg
                 assert f"fill: {box['background']}" in svg
                 assert f">{box['text']}{'  lowest' if box['lowest'] else ''}<" in svg
+
+
+def test_a_map_that_no_figure_holds_is_left_to_its_table(made: tuple[Path, Path]) -> None:
+    (found, *_) = maps(cells_of(outcomes(made[0], [7, 8])), AXES)
+    assert can_draw_map(found)
+    table = found["tables"][0]
+    assert not can_draw_map(found | {"tables": [table | {"columns": [str(i) for i in range(41)]}]})
+    assert not can_draw_map(found | {"tables": [table] * 60})
 
 
 def compared(tmp_path: Path, seeds: tuple[int, ...]) -> list[Path]:

@@ -16,6 +16,8 @@ from assay.report.words import readable
 from assay.sweep_cells import Cell, interval_is_over
 
 _COLUMNS = 3
+_MOST_ACROSS, _MOST_DOWN = 40, 150
+"""Of a map's boxes: a figure with more of them is no figure, and no file either."""
 
 
 def draw_cells(cells: Sequence[Cell]) -> Figure:
@@ -50,6 +52,12 @@ def draw_cells(cells: Sequence[Cell]) -> Figure:
         axes.set_ylabel("nats per sequence")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
+
+
+def can_draw_map(found: Mapping[str, Any]) -> bool:
+    """Whether a map is small enough for one figure."""
+    widest = max(len(table["columns"]) for table in found["tables"])
+    return widest <= _MOST_ACROSS and sum(len(table["rows"]) + 1 for table in found["tables"]) <= _MOST_DOWN
 
 
 def draw_map(found: Mapping[str, Any], num_seeds: int) -> Figure:

@@ -23,7 +23,7 @@ from assay.report.tables import to_csv
 from assay.report.words import brackets, nats, readable, visible
 from assay.study_report import contrast_rows, mean_rows, run_rows
 from assay.sweep_cells import Cell, cell_rows, cells_of, interval_is_over
-from assay.sweep_figures import draw_cells, draw_front, draw_map
+from assay.sweep_figures import can_draw_map, draw_cells, draw_front, draw_map
 
 SWEEP_PAGE = Assets((*CHARTS, "sweep.js"), (*CHART_STYLES, "page.css", "sweep.css"))
 MOST_PANELS = 60
@@ -78,6 +78,7 @@ def write_sweep(
         picture=inline(picture) if picture else None,
         next_steps=_next_steps(outcomes, best, command, study),
         maps=found_maps,
+        figures={path for path in files if path.startswith("figures/")},
         pictures=pictures,
         num_left_out=max(len(cells) - MOST_PANELS, 0),
         fronts=_front_tables(fronts),
@@ -106,7 +107,8 @@ def _drawn(
         if fronts:
             drawn["front"] = draw_front(points, fronts)
         shown = list(drawn)
-        drawn |= {f"map-{found['metric']}": draw_map(found, len(cells[0].seeds)) for found in found_maps}
+        num_seeds = len(cells[0].seeds)
+        drawn |= {f"map-{found['metric']}": draw_map(found, num_seeds) for found in found_maps if can_draw_map(found)}
         svgs = {name: to_svg(figure) for name, figure in drawn.items()}
         files: dict[str, str | bytes] = {f"figures/{name}.svg": svg for name, svg in svgs.items()}
         files |= {f"figures/{name}.png": to_png(figure) for name, figure in drawn.items()}
