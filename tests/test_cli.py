@@ -105,6 +105,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert_one_sentence(assay("quickstart", "--out", "/proc/assay"), "cannot make the run folder")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     """The kernel refuses to let any file grow beyond 200 kB: weights do not fit, tables do."""
 

@@ -326,6 +326,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(run: Pat
     assert repair["repair"].endswith("removed; goes on from step-00000010")
 
 
+@pytest.mark.slow
 def test_a_worker_that_the_system_kills_is_said_and_the_same_command_resumes(run: Path, tmp_path: Path) -> None:
     """SIGKILL to a worker, as the kernel does when memory runs out."""
     experiment = dataclasses.replace(small(), arms=small().arms[:1])
@@ -422,6 +423,7 @@ def test_a_finished_run_repeats_an_arm_that_was_deleted(run: Path, tmp_path: Pat
     assert (folder / "probe.parquet").read_bytes() == (run / "probe.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_refused_before_it_computed_anything_leaves_its_folder_free(tmp_path: Path) -> None:
     mistaken = dataclasses.replace(small(), task=TaskConfig(name="defin"))
     with pytest.raises(AssayError, match="did you mean 'define'"):
@@ -448,6 +450,7 @@ def test_a_users_own_text_without_references_runs_to_its_report(tmp_path: Path) 
     assert summary_of(tmp_path / "run")["task"] == str(text)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_world_runs_to_its_report_and_resumes_nothing_when_finished(tmp_path: Path) -> None:
     experiment = small("translate_seq2seq", num_steps=8)
     page = run_experiment(experiment, tmp_path)

@@ -86,6 +86,7 @@ def test_a_card_holds_no_markup_of_what_it_quotes(distilled: tuple[Path, str]) -
     assert "\n# no" not in text
 
 
+@pytest.mark.slow
 def test_a_lab_in_ones_own_world_has_an_oracle_and_three_arms(prompts: Path, tmp_path: Path) -> None:
     flags = ("--oracle", "define-oracle", "--teacher", "define-teacher", "--student", "define-student")
     result = assay(

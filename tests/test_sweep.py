@@ -105,6 +105,7 @@ def test_keys_tell_what_may_be_shared() -> None:
         assert arm_key(changed, arm) != arm_key(first, arm)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     bad = dataclasses.replace(tiny(arms=1), task=TaskConfig(name="absent"))
     half = dataclasses.replace(tiny(), arms=(dataclasses.replace(tiny().arms[0], name="failing"), tiny().arms[0]))
