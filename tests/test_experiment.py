@@ -406,6 +406,7 @@ def begun_with_an_arm_that_will_fail(experiment: Experiment, folder: Path) -> Ex
     return experiment
 
 
+@pytest.mark.slow
 def test_an_arm_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     experiment = begun_with_an_arm_that_will_fail(small(num_steps=6), tmp_path)
     with pytest.raises(AssayError, match=r"arms/failing/metrics\.jsonl"):
@@ -414,6 +415,7 @@ def test_an_arm_that_fails_costs_the_others_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_repeats_an_arm_that_was_deleted(run: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(folder / "arms" / "offline")
