@@ -17,6 +17,7 @@ from assay.comparison import ArmRow, Comparison, Contrast, Difference, Metric, a
 from assay.pareto import front_of
 from assay.report.assets import embed
 from assay.report.html import fill, inline
+from assay.report.next_steps import run_again, with_seed
 from assay.report.style import ARM_COLOURS, MUTED, in_style, to_svg
 from assay.report.tables import to_csv
 from assay.report.words import brackets, nats, readable, visible
@@ -229,10 +230,7 @@ def _next_steps(comparison: Comparison, labels: dict[str, str]) -> list[Row]:
                 "why": "These intervals are over prompts, for these students. Give runs of the same experiment with "
                 "other seeds, and the page says how a new seed is likely to end. From the folder with the runs:",
                 "paste": " && ".join(
-                    shlex.join(
-                        ["assay", "run", f"{name}/manifest.json", "--seed", str(seed), "--out", f"{name}-{seed}"]
-                    )
-                    for name in folders
+                    run_again(name, with_seed(name, f"seed{seed}"), "--seed", str(seed)) for name in folders
                 ),
             }
         )

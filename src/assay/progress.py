@@ -132,7 +132,7 @@ def _plain_lines() -> Callable[[types.Progress], None]:
     def listen(progress: types.Progress) -> None:
         now = time.monotonic()
         first, last = progress.stage not in said, progress.step == progress.num_steps
-        if progress.num_steps == 1 and not first:
+        if progress.num_steps == 1 and not first and not _curves(progress):
             return  # that such a stage has begun says enough
         if first or last or now - said[progress.stage] >= SECONDS_BETWEEN_LINES:
             said[progress.stage] = now

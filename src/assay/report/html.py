@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -303,7 +302,7 @@ def provenance(run: Run) -> Row:
             "hardware": manifest["hardware"],
         },
         "config": json.dumps(manifest["config"], indent=2, ensure_ascii=False),
-        "command": f"{run_again(run)} --out {shlex.quote(run.directory.name + '-again')}",
+        "command": run_again(run.directory.name, f"{run.directory.name}-again"),
     }
 
 

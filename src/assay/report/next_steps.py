@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 
 from assay.report.files import Row
-from assay.report.tables import Curve, Run, Study
+from assay.report.tables import Curve, Study
 from assay.report.words import nats, readable
 
 _OWN = ("distill", "lab")
@@ -27,7 +27,7 @@ class NextStep:
 def next_steps(study: Study) -> list[NextStep]:
     """At most four, the most useful first. Commands are for the folder in which the run's folder is."""
     first = study.runs[0]
-    again, verdicts = run_again(first), {c.summary["verdict"] for c in study.curves if c.summary}
+    name, verdicts = first.directory.name, {c.summary["verdict"] for c in study.curves if c.summary}
     bad = [curve for curve in study.curves if curve.summary and curve.summary["verdict"] in _BAD]
     steps = [_student_to_take(study)]
     if bad and not any(_has_policy(curve) for curve in bad):
@@ -38,7 +38,7 @@ def next_steps(study: Study) -> list[NextStep]:
                 "Let the run act on an alarm",
                 f"{who} went wrong while training went on. With this policy the detector, which never sees golden, "
                 "asks for fresh responses as soon as damage is likely.",
-                f"{again} --policy auto --out {_beside(first, 'auto')}",
+                run_again(name, f"{name}-auto", "--policy", "auto"),
             )
         )
     prompts = first.manifest["config"].get("probe", {}).get("num_prompts")
@@ -47,7 +47,7 @@ def next_steps(study: Study) -> list[NextStep]:
             NextStep(
                 "Measure on more prompts",
                 "The evidence does not settle it; twice the held-out prompts make intervals about a third narrower.",
-                f"{again} --probe.num-prompts {2 * prompts} --out {_beside(first, 'more-prompts')}",
+                run_again(name, f"{name}-more-prompts", "--probe.num-prompts", str(2 * prompts)),
             )
         )
     if study.truth is None:
@@ -61,13 +61,13 @@ def next_steps(study: Study) -> list[NextStep]:
         )
     if len(study.runs) == 1:
         seed = first.manifest["seed"] + 1
-        other = _beside(first, f"seed{seed}")
+        other, both = with_seed(name, f"seed{seed}"), with_seed(name, "seeds")
         steps.append(
             NextStep(
                 "See whether it holds for another seed",
                 "The intervals are over prompts, for these students. How far seeds differ, only another one can tell.",
-                f"{again} --seed {seed} --out {other} && "
-                f"assay report {shlex.quote(first.directory.name)} {other} --out {_beside(first, 'seeds')}",
+                f"{run_again(name, other, '--seed', str(seed))} && "
+                + shlex.join(["assay", "report", name, other, "--out", both]),
             )
         )
     if not of_own_files(first.manifest):
@@ -82,9 +82,14 @@ def next_steps(study: Study) -> list[NextStep]:
     return steps[:4]
 
 
-def run_again(run: Run) -> str:
-    """The command that runs the same config again, whatever was overridden in it; in its own folder it is finished."""
-    return shlex.join(["assay", "run", f"{run.directory.name}/manifest.json"])
+def run_again(folder: str, out: str, *flags: str) -> str:
+    """The command that runs a run's config again into ``out``, whatever was overridden in it, and with ``flags``."""
+    return shlex.join(["assay", "run", f"{folder}/manifest.json", *flags, "--out", out])
+
+
+def with_seed(folder: str, seed: str) -> str:
+    """The name of a run's folder, with this in place of its own seed."""
+    return f"{re.sub('-seed[0-9]+$', '', folder)}-{seed}"
 
 
 def of_own_files(manifest: Row) -> bool:
@@ -122,8 +127,3 @@ def _student_to_take(study: Study) -> NextStep:
 def _has_policy(curve: Curve) -> bool:
     arms = {arm["name"]: arm for arm in curve.run.manifest["config"]["arms"]}
     return arms.get(curve.arm, {}).get("policy", "off") != "off"
-
-
-def _beside(run: Run, suffix: str) -> str:
-    name = run.directory.name
-    return shlex.quote(f"{re.sub('-seed[0-9]+$', '', name) if suffix.startswith('seed') else name}-{suffix}")
